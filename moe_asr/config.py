@@ -1,0 +1,153 @@
+"""Typed configuration: frozen dataclasses, YAML files and the command line.
+
+Every command has one frozen dataclass as its configuration. Values come from, in falling precedence, the command line
+(`--optim.lr 1e-4`), the file given with `--config`, and the defaults in the dataclass. Unknown keys and wrong types are
+errors. The resolved configuration is saved with what it produced, so nothing is ever repeated by hand.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+import sys
+import typing
+import warnings
+from pathlib import Path
+from typing import Callable, Optional, Sequence, TypeVar
+
+import jsonargparse
+import yaml
+
+from moe_asr.errors import UserError
+
+C = TypeVar("C")
+
+
+def parse_config(config_type: type[C], argv: Optional[Sequence[str]] = None, prog: Optional[str] = None) -> C:
+    """Parses command line and `--config` file into `config_type`.
+
+    Raises:
+        UserError: unknown key, wrong type or missing value; the message is one line.
+    """
+    parser = _parser(config_type, prog)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            values = parser.parse_args(argv)
+            values.pop("config", None)
+            return config_type(**vars(parser.instantiate(values)))
+    except jsonargparse.ArgumentError as error:
+        raise UserError(_explain(str(error), config_type)) from None
+
+
+def load_config(config_type: type[C], path: str | Path) -> C:
+    """Reads a YAML file written by `save_config` or by hand.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or does not fit `config_type`.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"no configuration file at {path}")
+    return parse_config(config_type, ["--config", str(path)], prog="config")
+
+
+def save_config(config, path: str | Path) -> None:
+    """Writes a dataclass as YAML, all values resolved, atomically."""
+    from moe_asr.files import atomic_write
+
+    with atomic_write(path) as file:
+        yaml.safe_dump(to_plain(config), file, sort_keys=False, allow_unicode=True)
+
+
+def from_plain(config_type: type[C], values: dict) -> C:
+    """The inverse of `to_plain`, with the same checks as `load_config`."""
+    parser = _parser(config_type, "config")
+    try:
+        parsed = parser.parse_object(values)
+        parsed.pop("config", None)
+        return config_type(**vars(parser.instantiate(parsed)))
+    except jsonargparse.ArgumentError as error:
+        raise UserError(_explain(str(error), config_type)) from None
+
+
+def to_plain(value):
+    """Dataclasses to dicts and tuples to lists, so that YAML and JSON can hold them; unset parts are left out."""
+    if dataclasses.is_dataclass(value):
+        items = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return {name: to_plain(item) for name, item in items.items() if item is not None}
+    if isinstance(value, dict):
+        return {name: to_plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item) for item in value]
+    return value
+
+
+def run_command(config_type: type[C], run: Callable[[C], None], argv: Optional[Sequence[str]] = None) -> None:
+    """The whole life of a command: parse, run, and one clear line when it fails.
+
+    Exit codes: 0 done, 1 the run failed, 2 the command line or configuration is wrong, 130 interrupted.
+    With MOE_ASR_DEBUG=1 in the environment the traceback is shown as well.
+    """
+    try:
+        config = parse_config(config_type, argv)
+    except UserError as error:
+        _fail(error, 2)
+    try:
+        run(config)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output has gone, as in `command | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except (UserError, OSError) as error:
+        _fail(error, 1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _parser(config_type: type, prog: Optional[str]) -> jsonargparse.ArgumentParser:
+    doc = (config_type.__doc__ or "").split("Args:")[0].strip()
+    parser = jsonargparse.ArgumentParser(prog=prog, description=doc, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file with any of the values below")
+    parser.add_class_arguments(config_type, None)
+    return parser
+
+
+def _explain(message: str, config_type: type) -> str:
+    """jsonargparse's message on one line, with the nearest existing key where one was misspelt."""
+    line = " ".join(message.split()).replace("typing.", "").replace("Parser key ", "")
+    if "accept" in line or "unrecognized" in line:
+        known = _keys(config_type)
+        for word in re.findall(r"[\w.]+", line.split(":")[-1]):
+            for part in word.split("."):
+                near = difflib.get_close_matches(part, known, n=1, cutoff=0.75)
+                if near and part not in known:
+                    return f"{line}; did you mean '{near[0]}'?"
+    return line
+
+
+def _keys(config_type: type) -> list[str]:
+    """All field names of a configuration and of the configurations inside it."""
+    names = []
+    for name, hint in typing.get_type_hints(config_type).items():
+        names.append(name)
+        for part in (hint, *typing.get_args(hint)):
+            if dataclasses.is_dataclass(part):
+                names += _keys(part)
+    return names
+
+
+def _fail(error: Exception, code: int) -> None:
+    if os.environ.get("MOE_ASR_DEBUG") == "1":
+        import traceback
+
+        traceback.print_exc()
+    if isinstance(error, OSError) and error.filename:
+        text = f"{error.strerror}: {error.filename}"
+    else:
+        text = " ".join(str(error).split())
+    print(f"error: {text}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,9 @@
+"""The one exception for everything a user can put right."""
+
+
+class UserError(ValueError):
+    """Bad input, configuration or file.
+
+    The message is a single line: what is wrong, where, and what to do about it. Commands print it as
+    `error: <message>` and exit with code 1, without a traceback.
+    """

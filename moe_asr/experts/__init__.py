@@ -1,0 +1,29 @@
+"""Mixtures of LoRA experts for any frozen torch model."""
+
+from moe_asr.experts.adapter_files import load_adapter, read_adapter_info, save_adapter
+from moe_asr.experts.attach import Adapter, attach, matching_layers
+from moe_asr.experts.context import Routing
+from moe_asr.experts.identity import adapter_identity, base_identity
+from moe_asr.experts.layer import ExpertLinear, ExpertSpec
+from moe_asr.experts.peft_format import export_expert, import_expert
+from moe_asr.experts.routers import Router, RouterSpec
+from moe_asr.experts.statistics import RoutingStatistics
+
+__all__ = [
+    "Adapter",
+    "ExpertLinear",
+    "ExpertSpec",
+    "Router",
+    "RouterSpec",
+    "Routing",
+    "RoutingStatistics",
+    "adapter_identity",
+    "attach",
+    "base_identity",
+    "export_expert",
+    "import_expert",
+    "load_adapter",
+    "matching_layers",
+    "read_adapter_info",
+    "save_adapter",
+]

@@ -1,0 +1,94 @@
+"""An adapter on disk: a folder with `adapter.safetensors` and `adapter.json`."""
+
+from __future__ import annotations
+
+import json
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Mapping, Optional, Union
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from moe_asr import __version__
+from moe_asr.config import from_plain, to_plain
+from moe_asr.errors import UserError
+from moe_asr.experts.attach import Adapter, attach
+from moe_asr.experts.identity import base_identity
+from moe_asr.experts.layer import ExpertSpec
+from moe_asr.files import atomic_folder
+
+FORMAT = 1
+
+
+def save_adapter(adapter: Adapter, folder: Union[str, Path], about: Optional[Mapping[str, Any]] = None) -> None:
+    """Writes the adapter atomically: specs, identity of the base, versions, and all tensors.
+
+    Args:
+        about: anything worth knowing (method, domain names, training data), kept as it is
+    """
+    state = {name: tensor.contiguous() for name, tensor in adapter.state_dict().items()}
+    info = {
+        "format": FORMAT,
+        "specs": [to_plain(spec) for spec in adapter.specs],
+        "base": base_identity(adapter.model),
+        "parameters": adapter.num_parameters(),
+        "versions": {"moe_asr": __version__, "torch": metadata.version("torch")},
+        "about": dict(about or {}),
+    }
+    with atomic_folder(folder) as new:
+        save_file(state, new / "adapter.safetensors")
+        (new / "adapter.json").write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_adapter_info(folder: Union[str, Path]) -> dict[str, Any]:
+    """The contents of `adapter.json`, checked for being one.
+
+    Raises:
+        UserError: no such folder, or not an adapter, or of a newer format
+    """
+    path = Path(folder) / "adapter.json"
+    if not path.is_file():
+        raise UserError(f"no adapter in {folder}: it needs adapter.json and adapter.safetensors")
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+        known = isinstance(info["format"], int) and isinstance(info["specs"], list) and isinstance(info["base"], str)
+    except (ValueError, KeyError, TypeError):
+        known = False
+    if not known:
+        raise UserError(f"{path} is damaged or not an adapter description")
+    if info["format"] > FORMAT:
+        raise UserError(f"{path} has format {info['format']}, this version reads up to {FORMAT}: update moe_asr")
+    return info
+
+
+def load_adapter(model: nn.Module, folder: Union[str, Path]) -> Adapter:
+    """Attaches the experts of `folder` to their base model; exact or not at all.
+
+    Raises:
+        UserError: another base, a missing, unexpected or misshapen tensor, a damaged file; the model is then left as it was
+    """
+    info = read_adapter_info(folder)
+    identity = base_identity(model)
+    if identity != info["base"]:
+        raise UserError(
+            f"adapter {folder} belongs to another base model (it was trained on {info['base'][:12]}, this one is "
+            f"{identity[:12]}): load the base that it was trained on"
+        )
+    try:
+        state = load_file(Path(folder) / "adapter.safetensors")
+    except FileNotFoundError:
+        raise UserError(f"no adapter in {folder}: adapter.safetensors is missing") from None
+    except SafetensorError as error:
+        raise UserError(f"{folder}/adapter.safetensors is damaged: {error}") from None
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    adapter = attach(model, [from_plain(ExpertSpec, spec) for spec in info["specs"]])
+    try:
+        adapter.load_state_dict(state)
+    except UserError as error:
+        adapter.detach()
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        raise UserError(f"adapter {folder} does not fit: {error}") from None
+    return adapter

@@ -1,0 +1,214 @@
+"""A frozen linear layer with a bank of low-rank experts around it.
+
+Shapes: N utterances, T frames, I input width, O output width, E experts, R rank.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moe_asr.errors import UserError
+from moe_asr.experts.context import Routing, RoutingContext
+from moe_asr.experts.mixture import factor_mixture, frozen_weight, merged_weight, product_mixture
+from moe_asr.experts.routers import Router, RouterSpec
+
+
+@dataclass(frozen=True)
+class ExpertSpec:
+    """A mixture of LoRA experts on the linear layers whose names match.
+
+    Args:
+        targets: a layer matches if its name ends with one of these, or if one matches its whole name as a regex
+        num_experts: E
+        rank: R of each expert
+        alpha: the experts' output is scaled by alpha / rank
+        dropout: on the experts' input only
+        mixing: product, sum_e w_e B_e A_e, or factor, (sum_e w_e B_e)(sum_e w_e A_e) with one w for each utterance
+        same_start: all experts start from one A (needed where separately trained experts are mixed by factor)
+        router: who computes the weights
+        stream: which of the lengths given to `route` hold for these layers
+    """
+
+    targets: tuple[str, ...]
+    num_experts: int = 8
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    mixing: Literal["product", "factor"] = "product"
+    same_start: bool = False
+    router: RouterSpec = field(default_factory=RouterSpec)
+    stream: str = "default"
+
+    def __post_init__(self) -> None:
+        if not self.targets:
+            raise UserError("experts: targets is empty; name the linear layers that get experts")
+        if self.num_experts < 1 or self.rank < 1:
+            raise UserError(f"experts: num_experts and rank must be at least 1, not {self.num_experts} and {self.rank}")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"experts: dropout must be from 0 to below 1, not {self.dropout}")
+        if self.mixing == "factor" and self.router.route != "given" and self.router.granularity == "frame":
+            raise UserError("experts: factor mixing takes one weight for each utterance; set router granularity: utterance")
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+class ExpertLinear(nn.Module):
+    """`y = W x + b + s sum_e w_e B_e A_e x` (product) or `y = W x + b + s (sum_e w_e B_e)(sum_e w_e A_e) x` (factor).
+
+    A is Kaiming-uniform(a = sqrt 5) and B zero, so a fresh layer equals its base bit for bit. The base is never written
+    to. `A` has shape (E, R, I) and `B` (E, R, O), stored stacked so that a step copies nothing.
+
+    Args:
+        base: a frozen `nn.Linear`, or a layer with `in_features`, `out_features`, `bias` and `dequantise()`
+        name: of this layer in its model, for statistics and messages
+        block: key of the block whose layers share their weights, see `RouterSpec.scope`
+        router: shared between layers where the spec says so
+        context: where the routing of the current batch is found; shared by all layers of the model
+    """
+
+    def __init__(
+        self, base: nn.Module, spec: ExpertSpec, router: Router, context: RoutingContext, name: str = "", block: str = ""
+    ) -> None:
+        super().__init__()
+        self.base, self.spec, self.router, self.name, self.block = base, spec, router, name, block
+        self.context = context  # a plain object, not a module
+        factory = expert_factory(base)
+        E, R = spec.num_experts, spec.rank
+        self.A = nn.Parameter(torch.empty(E, R, base.in_features, **factory))
+        self.B = nn.Parameter(torch.zeros(E, R, base.out_features, **factory))
+        bound = 1 / math.sqrt(base.in_features)  # Kaiming-uniform with a = sqrt 5 and fan-in I
+        nn.init.uniform_(self.A, -bound, bound)
+        if spec.same_start:
+            with torch.no_grad():
+                self.A.copy_(self.A[:1].expand_as(self.A).clone())
+
+    @property
+    def in_features(self) -> int:
+        return self.base.in_features
+
+    @property
+    def out_features(self) -> int:
+        return self.base.out_features
+
+    # Models that look at `linear.weight` (its dtype, its device) go on working.
+    @property
+    def weight(self) -> Tensor:
+        return frozen_weight(self.base)
+
+    @property
+    def bias(self):
+        return self.base.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x of shape (N, T, I), (N, I) for one frame, or (N, ..., I)."""
+        if not self.context.enabled:
+            return self.base(x)
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+            with torch.autocast(x.device.type, enabled=False):
+                return self._mix(x)
+        return self._mix(x)
+
+    def gates(self, x_NTI: Tensor, frames_are_time: bool = True) -> Tensor:
+        """Weights of the experts for this input under the current routing: (N, E) or (N, T, E)."""
+        routing = self.context.routing
+        mask_NT = routing.mask(self.spec.stream, x_NTI.shape[1]) if frames_are_time else None
+        if self.spec.router.scope != "block":
+            gates = self.router(x_NTI, mask_NT, routing)
+        else:
+            # The first layer of the block computes; a layer that comes again starts the next pass over the block.
+            gates, seen = routing.shared.get(self.block, (None, set()))
+            if gates is None or self.name in seen:
+                gates, seen = self.router(x_NTI, mask_NT, routing), set()
+                routing.shared[self.block] = gates, seen
+            seen.add(self.name)
+        if routing.statistics is not None:
+            routing.statistics.update(self.name, gates, mask_NT, routing.labels_N)
+        return gates
+
+    def _mix(self, x: Tensor) -> Tensor:
+        x_NTI = x[:, None] if x.dim() == 2 else x.flatten(1, -2)
+        gates = self.gates(x_NTI, frames_are_time=x.dim() == 3).to(x.dtype)
+        A, B = self.A, self.B
+        if not gates.requires_grad and gates.device.type == "cpu" and self.spec.mixing == "product":
+            gates, A, B = _drop_idle(gates, A, B)
+            if A.shape[0] == 0:
+                return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        if self._merging_pays(x_NTI, gates, A):
+            y_NTO = self._merged_forward(x_NTI, gates, A, B)
+        else:
+            dropped = F.dropout(x_NTI, self.spec.dropout) if self.training and self.spec.dropout else None
+            mix = factor_mixture if self.spec.mixing == "factor" else product_mixture
+            y_NTO = mix(self.base, x_NTI, A.to(x.dtype), B.to(x.dtype), gates, self.spec.scale, dropped)
+        return y_NTO.view(*x.shape[:-1], self.out_features)
+
+    def _merging_pays(self, x_NTI: Tensor, gates: Tensor, A: Tensor) -> bool:
+        """One merged weight for each utterance: only without gradients, in full precision, and on many frames."""
+        if torch.is_grad_enabled() and (x_NTI.requires_grad or gates.requires_grad or A.requires_grad):
+            return False
+        if gates.dim() != 2 or self.spec.mixing == "factor" or self.training:
+            return False
+        if not isinstance(self.base, nn.Linear) or self.base.weight.dtype not in (torch.float32, torch.float64):
+            return False
+        width = 2 * self.in_features * self.out_features / (self.in_features + self.out_features)
+        return x_NTI.shape[1] > 0.75 * width and x_NTI.dtype == self.base.weight.dtype
+
+    def _merged_forward(self, x_NTI: Tensor, gates_NE: Tensor, A_ERI: Tensor, B_ERO: Tensor) -> Tensor:
+        y_NTO = x_NTI.new_empty(*x_NTI.shape[:2], self.out_features)
+        for x_TI, gates_E, y_TO in zip(x_NTI, gates_NE, y_NTO):
+            weight_OI = merged_weight(self.base.weight, A_ERI, B_ERO, gates_E, self.spec.scale, self.spec.mixing)
+            if self.bias is None:
+                torch.mm(x_TI, weight_OI.t(), out=y_TO)
+            else:
+                torch.addmm(self.bias, x_TI, weight_OI.t(), out=y_TO)
+        return y_NTO
+
+    def merged(self, gates_E: Tensor) -> nn.Linear:
+        """A plain linear layer with the experts merged in under fixed weights; this layer stays as it is.
+
+        Raises:
+            UserError: the base is quantised, since the sum would have to be quantised anew
+        """
+        if not isinstance(self.base, nn.Linear):
+            raise UserError(f"layer {self.name}: experts are not merged into a quantised base; dequantise it first")
+        weight = self.base.weight
+        linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, weight.device, weight.dtype)
+        with torch.no_grad():
+            A, B = self.A.to(weight.dtype), self.B.to(weight.dtype)
+            linear.weight.copy_(merged_weight(weight, A, B, gates_E.to(weight), self.spec.scale, self.spec.mixing))
+            if self.bias is not None:
+                linear.bias.copy_(self.bias)
+        return linear.requires_grad_(False).train(self.training)
+
+    def extra_repr(self) -> str:
+        spec = self.spec
+        return f"experts={spec.num_experts}, rank={spec.rank}, mixing={spec.mixing}, route={spec.router.route}"
+
+
+def expert_factory(base: nn.Module) -> dict:
+    """Device of the base; float32 whatever the base is stored in, since experts are trained (float64 stays, for checks)."""
+    like = next(iter([*base.parameters(), *base.buffers()]))
+    return {"device": like.device, "dtype": torch.float64 if like.dtype == torch.float64 else torch.float32}
+
+
+def _drop_idle(gates: Tensor, A_ERI: Tensor, B_ERO: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Leaves out experts that no frame of the batch uses; views where the used ones are neighbours.
+
+    Only for weights without gradient: an expert of weight 0 has no gradient, but its weight has one.
+    """
+    used = (gates != 0).flatten(0, -2).any(0).nonzero().flatten().tolist()
+    if len(used) == A_ERI.shape[0]:
+        return gates, A_ERI, B_ERO
+    if used and used[-1] - used[0] + 1 == len(used):
+        keep = slice(used[0], used[-1] + 1)
+    else:
+        keep = used
+    return gates[..., keep], A_ERI[keep], B_ERO[keep]

@@ -1,0 +1,196 @@
+"""Routers: who computes the weights of the experts.
+
+All routers of the toolkit are one formula with parts switched on or off:
+
+    global   g_N1E = p_domain^(1/T_g) normalised                     given ids or posteriors, one per utterance
+    local    l_NTE = softmax(x W_loc^T)                              computed from the layer's own input
+    select   p_hat = all | top-k | threshold | sparsegen of p        with its own threshold for each of the two
+    combine  w = (g_hat + l_hat) / 2                                 where both are there
+
+    given: g alone · dense: l, all · top-k: l, topk · AdaMoLE: l, threshold · LD-MoLE: l, sparsegen · HDMoLE: both, threshold
+
+The defaults are our reading of HDMoLE (arXiv 2409.19878); the paper's text fixes hierarchical routing and dynamic
+thresholds, not these formulas.
+
+Shapes: N utterances, T frames, I layer input width, E experts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Optional
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moe_asr.errors import UserError
+from moe_asr.experts.context import Routing
+from moe_asr.experts.selection import hard_threshold, soft_threshold, sparsegen, top_k
+
+
+@dataclass(frozen=True)
+class RouterSpec:
+    """How a layer weighs its experts.
+
+    Args:
+        route: given (domain of the utterance alone), local (the layer's input alone) or hierarchical (both)
+        select: which experts stay: all, topk, threshold or sparsegen
+        threshold: where threshold or sparsity come from: input (linear in the layer's input), learned (one scalar) or fixed
+        fixed_threshold: for fixed: threshold in units of 1 / number of experts, or the sparsity; from 0 to below 1
+        hard: keep p where it reaches the threshold instead of subtracting; needs a fixed threshold
+        top_k: experts kept by topk
+        combine: mean, sum, gate (learned from the input) or product (renormalised) of global and local weights
+        granularity: local weights for each frame, or one for the utterance from its masked mean
+        temperature: of the global route; above 1 flattens it
+        balance: weight of the load-balancing term E * sum_e f_e P_e of the local route (Switch Transformer)
+        scope: one router for each layer, each block (weights computed once by its first layer), or one for the model
+    """
+
+    route: Literal["given", "local", "hierarchical"] = "hierarchical"
+    select: Literal["all", "topk", "threshold", "sparsegen"] = "threshold"
+    threshold: Literal["input", "learned", "fixed"] = "input"
+    fixed_threshold: float = 0.5
+    hard: bool = False
+    top_k: int = 2
+    combine: Literal["mean", "sum", "gate", "product"] = "mean"
+    granularity: Literal["frame", "utterance"] = "frame"
+    temperature: float = 1.0
+    balance: float = 0.0
+    scope: Literal["layer", "block", "model"] = "layer"
+
+    def __post_init__(self) -> None:
+        if self.hard and (self.select != "threshold" or self.threshold != "fixed"):
+            raise UserError("router: hard selection gives a threshold no gradient; set select: threshold, threshold: fixed")
+        if not 0 <= self.fixed_threshold < 1:
+            raise UserError(f"router: fixed_threshold must be from 0 to below 1, not {self.fixed_threshold}")
+        if self.top_k < 1:
+            raise UserError(f"router: top_k must be at least 1, not {self.top_k}")
+        if self.temperature <= 0:
+            raise UserError(f"router: temperature must be above 0, not {self.temperature}")
+
+    @property
+    def needs_domains(self) -> bool:
+        return self.route != "local"
+
+
+class Router(nn.Module):
+    """Weights of E experts for a layer of input width I; see the formulas at the top of this file.
+
+    `threshold: input` is `tau(x) = sigmoid(v . x + c) / E`, below 1/E, so that at least one expert survives. The global
+    threshold takes the masked mean of x. Parameters start at v = 0, c = 0, i.e. tau = 1 / (2 E).
+    """
+
+    def __init__(self, spec: RouterSpec, num_experts: int, width: int, **factory) -> None:
+        super().__init__()
+        self.spec, self.num_experts = spec, num_experts
+        if spec.select == "topk" and spec.top_k > num_experts:
+            raise UserError(f"router: top_k is {spec.top_k}, but there are {num_experts} experts")
+        routes = {"given": ["global"], "local": ["local"], "hierarchical": ["global", "local"]}[spec.route]
+        if "local" in routes:
+            self.local = nn.Parameter(torch.empty(num_experts, width, **factory))
+            nn.init.normal_(self.local, std=0.02)
+        if spec.select in ("threshold", "sparsegen") and spec.threshold != "fixed":
+            for route in routes:
+                if spec.threshold == "input":
+                    setattr(self, f"threshold_{route}", nn.Parameter(torch.zeros(1, width, **factory)))
+                setattr(self, f"threshold_{route}_bias", nn.Parameter(torch.zeros(1, **factory)))
+        if spec.route == "hierarchical" and spec.combine == "gate":
+            self.gate = nn.Parameter(torch.zeros(2, width, **factory))
+
+    def forward(self, x_NTI: Tensor, mask_NT: Optional[Tensor], routing: Routing) -> Tensor:
+        """Returns weights (N, E) where they are the same for all frames of an utterance, else (N, T, E); float32."""
+        spec = self.spec
+        x_NTI = x_NTI.to(torch.promote_types(x_NTI.dtype, torch.float32))
+        pooled_N1I = None
+        if spec.granularity == "utterance" and spec.route != "given" or hasattr(self, "threshold_global"):
+            pooled_N1I = masked_mean(x_NTI, mask_NT)
+        local_input = pooled_N1I if spec.granularity == "utterance" else x_NTI
+        gate = None
+        if spec.route != "given":
+            # One product for all rows that look at the same input.
+            rows = [self.local] + [getattr(self, n) for n in ("threshold_local", "gate") if hasattr(self, n)]
+            logits = F.linear(local_input, torch.cat(rows).to(x_NTI.dtype))
+            E = self.num_experts
+            p = logits[..., :E].softmax(-1)
+            tau_logit = logits[..., E : E + 1] if hasattr(self, "threshold_local") else None
+            w = local = self._select(p, "local", tau_logit)
+            if spec.balance and self.training and torch.is_grad_enabled():
+                routing.balance.append(spec.balance * balance_term(p, local, mask_NT))
+            if hasattr(self, "gate"):
+                gate = logits[..., -2:].softmax(-1)
+        if spec.route != "local":
+            p = _sharpen(self._domains(routing, x_NTI), spec.temperature)[:, None]
+            tau_logit = F.linear(pooled_N1I, self.threshold_global) if hasattr(self, "threshold_global") else None
+            w = self._select(p, "global", tau_logit)
+            if spec.route == "hierarchical":
+                w = _combine(spec.combine, w, local, gate)
+        if routing.scale_N is not None:
+            w = w * routing.scale_N.to(w)[:, None, None]
+        return w.squeeze(1) if w.shape[1] == 1 else w
+
+    def _select(self, p: Tensor, route: str, tau_logit: Optional[Tensor]) -> Tensor:
+        spec = self.spec
+        if spec.select == "all":
+            return p
+        if spec.select == "topk":
+            return top_k(p, spec.top_k)
+        if spec.threshold == "fixed":
+            level = p.new_full((1,), spec.fixed_threshold)
+        else:
+            bias = getattr(self, f"threshold_{route}_bias").to(p.dtype)
+            level = torch.sigmoid(bias if tau_logit is None else tau_logit + bias)
+        if spec.select == "sparsegen":
+            return sparsegen(p, level)
+        return (hard_threshold if spec.hard else soft_threshold)(p, level / self.num_experts)
+
+    def _domains(self, routing: Routing, x_NTI: Tensor) -> Tensor:
+        if routing.domains_NE is None:
+            raise UserError(
+                f"the router is '{self.spec.route}' and needs the domain of each utterance: call the model inside "
+                "`with adapter.route(domains=ids or posteriors):`"
+            )
+        if routing.domains_NE.shape[0] != x_NTI.shape[0]:
+            raise UserError(
+                f"the routing is for {routing.domains_NE.shape[0]} utterances, but the layer sees {x_NTI.shape[0]}: "
+                "repeat the domains as the batch is repeated (beam search), or call `adapter.route` for each batch"
+            )
+        return routing.domains_NE.to(x_NTI.device, x_NTI.dtype)
+
+
+def masked_mean(x_NTI: Tensor, mask_NT: Optional[Tensor]) -> Tensor:
+    """(N, 1, I) mean over the real frames."""
+    if mask_NT is None:
+        raise UserError(
+            "a router pools over the frames of each utterance and must not see padding: call the model inside "
+            "`with adapter.route(lengths=...)` with lengths at the layers' frame rate"
+        )
+    mask_NT1 = mask_NT[..., None]
+    # where, not a product: padding may hold anything, even NaN.
+    return torch.where(mask_NT1, x_NTI, 0.0).sum(1, keepdim=True) / mask_NT1.sum(1, keepdim=True)
+
+
+def balance_term(p: Tensor, w: Tensor, mask_NT: Optional[Tensor]) -> Tensor:
+    """`E * sum_e f_e P_e`: f share of frames whose largest weight is e, P mean probability; 1 where balanced."""
+    top = F.one_hot(w.argmax(-1), w.shape[-1]).to(p.dtype)
+    if mask_NT is None or p.shape[1] != mask_NT.shape[1]:
+        return p.shape[-1] * (top.mean((0, 1)) * p.mean((0, 1))).sum()
+    mask = mask_NT.to(p.dtype)[..., None]
+    return p.shape[-1] * ((top * mask).sum((0, 1)) * (p * mask).sum((0, 1))).sum() / mask.sum() ** 2
+
+
+def _sharpen(p_NE: Tensor, temperature: float) -> Tensor:
+    """`softmax(log p / T)`: the posteriors that the recogniser's logits give at temperature T."""
+    return p_NE if temperature == 1.0 else (p_NE.log() / temperature).softmax(-1)
+
+
+def _combine(how: str, g: Tensor, l: Tensor, gate: Optional[Tensor]) -> Tensor:
+    if how == "gate":
+        return gate[..., :1] * g + gate[..., 1:] * l
+    if how == "product":
+        both = g * l
+        total = both.sum(-1, keepdim=True)
+        # Global and local choice may have no expert in common; then neither is thrown away.
+        agree = total > 0
+        return torch.where(agree, both / torch.where(agree, total, 1.0), (g + l) / 2)
+    return (g + l) if how == "sum" else (g + l) / 2

@@ -1,0 +1,58 @@
+import pytest
+import torch
+
+from models import E, Tower, fill
+from moe_asr.experts import ExpertSpec, RouterSpec, RoutingStatistics, attach
+
+LENGTHS, LABELS = torch.tensor([7, 3, 5]), torch.tensor([0, 2, 0])
+
+
+def remember(seen, layer, x):
+    routing = layer.context.routing
+    seen[layer.name] = layer.router(x, routing.mask("default", x.shape[1]), routing)
+
+
+def collect(router):
+    model = Tower()
+    adapter = attach(model, ExpertSpec(("up",), E, 2, router=router))
+    fill(adapter)
+    statistics, seen = RoutingStatistics(["a", "b", "c"]), {}
+    for name, layer in adapter.layers.items():
+        layer.register_forward_hook(lambda m, args, y: remember(seen, m, args[0]))
+    domains = torch.randn(3, E).softmax(-1)
+    for start in (0, 1):  # two batches of different sizes
+        cut = slice(0, 3) if start == 0 else slice(1, 2)
+        seen.clear()
+        x = torch.randn(3, 7, 12, generator=torch.Generator().manual_seed(start))[cut]
+        with adapter.route(domains[cut], LENGTHS[cut], statistics=statistics, labels=LABELS[cut]):
+            model(x)
+        yield statistics, dict(seen), cut
+
+
+@pytest.mark.parametrize("router", [RouterSpec(), RouterSpec(route="given", select="topk", top_k=1)])
+def test_equals_naive_sums(router):
+    weights, active = {}, {}
+    for statistics, seen, cut in collect(router):
+        for layer, gates in seen.items():
+            for gates_E, length, label in zip(gates, LENGTHS[cut].tolist(), LABELS[cut].tolist()):
+                frames = gates_E[:length] if gates.dim() == 3 else gates_E[None]
+                weights.setdefault((layer, label), []).extend(frames)
+                active.setdefault(layer, []).extend((frames > 0).sum(-1).tolist())
+    assert set(statistics.layers) == {"layers.0.up", "layers.1.up"}
+    for layer in statistics.layers:
+        mean = statistics.mean_weights(layer)
+        for label in (0, 2):
+            expected = torch.stack(weights[layer, label]).mean(0)
+            torch.testing.assert_close(mean[label], expected.double(), rtol=1e-5, atol=1e-6)
+        assert mean[1].isnan().all()
+        assert statistics.active_experts(layer) == pytest.approx(sum(active[layer]) / len(active[layer]))
+    summary = statistics.summary()
+    assert summary["domains"] == ["a", "b", "c"] and set(summary["layers"]) == set(statistics.layers)
+    assert 1 <= summary["mean_active_experts"] <= E
+
+
+def test_unknown_domains_count_for_the_total_only():
+    statistics = RoutingStatistics(["a"])
+    statistics.update("l", torch.tensor([[1.0, 0.0], [0.5, 0.5]]), None, torch.tensor([0, -1]))
+    assert statistics.mean_weights("l").tolist() == [[1.0, 0.0]] and statistics.active_experts("l") == 1.5
+    assert RoutingStatistics([]).summary()["mean_active_experts"] is None
