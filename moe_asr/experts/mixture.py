@@ -27,12 +27,9 @@ def product_mixture(
         gates: weights w, shape (N, E) or (N, T, E)
         dropped_NTI: the experts' input where it differs from x (dropout)
     """
-    E, R, _ = A_ERI.shape
     if gates.dim() == 2:
         gates = gates[:, None]
-    # A small product with this indicator expands the gates to rank level, several times faster than a broadcast over R.
-    expand_EK = (torch.eye(E, dtype=x_NTI.dtype, device=x_NTI.device) * scale).repeat_interleave(R, dim=1)
-    return _Product.apply(base, x_NTI, dropped_NTI, A_ERI.flatten(0, 1), B_ERO.flatten(0, 1), gates, expand_EK)
+    return _Product.apply(base, x_NTI, dropped_NTI, A_ERI.flatten(0, 1), B_ERO.flatten(0, 1), gates, scale)
 
 
 def factor_mixture(
@@ -61,32 +58,33 @@ def frozen_weight(base: nn.Module) -> Tensor:
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, base, x_NTI, dropped_NTI, A_KI, B_KO, gates, expand_EK):
+    def forward(ctx, base, x_NTI, dropped_NTI, A_KI, B_KO, gates, scale):
         u_NTI = x_NTI if dropped_NTI is None else dropped_NTI
         z_NTK = F.linear(u_NTI, A_KI)
         y_NTO = F.linear(x_NTI, frozen_weight(base).to(x_NTI.dtype), _bias(base, x_NTI))
-        y_NTO.flatten(0, 1).addmm_((z_NTK * (gates @ expand_EK)).flatten(0, 1), B_KO)
-        ctx.base, ctx.dropped = base, dropped_NTI is not None
-        ctx.save_for_backward(u_NTI, A_KI, B_KO, gates, z_NTK, expand_EK)
+        y_NTO.flatten(0, 1).addmm_(_gated(z_NTK, gates * scale).flatten(0, 1), B_KO)
+        ctx.base, ctx.scale, ctx.dropped = base, scale, dropped_NTI is not None
+        ctx.save_for_backward(u_NTI, A_KI, B_KO, gates, z_NTK)
         return y_NTO
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy_NTO):
-        u_NTI, A_KI, B_KO, gates, z_NTK, expand_EK = ctx.saved_tensors
+        u_NTI, A_KI, B_KO, gates, z_NTK = ctx.saved_tensors
         _, need_x, need_dropped, need_A, need_B, need_gates, _ = ctx.needs_input_grad
         dx = ddropped = dA = dB = dgates = None
         dy_MO, u_MI = dy_NTO.flatten(0, 1), u_NTI.flatten(0, 1)
-        gates_K = gates @ expand_EK
-        dzg_NTK = F.linear(dy_NTO, B_KO)
+        scaled = gates * ctx.scale
+        dzg_NTK = F.linear(dy_MO, B_KO).view_as(z_NTK)
+        scratch_NTK = torch.empty_like(z_NTK)
         if need_gates:
-            per_rank = dzg_NTK * z_NTK
-            if gates.shape[1] == 1:
-                per_rank = per_rank.sum(1, keepdim=True)
-            dgates = F.linear(per_rank, expand_EK)
+            torch.mul(dzg_NTK, z_NTK, out=scratch_NTK)
+            # For one weight per utterance the frames are summed first: there E * R columns, not E, fill the vectors.
+            per_rank = scratch_NTK.sum(1, keepdim=True) if gates.shape[1] == 1 else scratch_NTK
+            dgates = per_rank.unflatten(-1, (gates.shape[-1], -1)).sum(-1).mul_(ctx.scale)
         if need_B:
-            dB = (z_NTK * gates_K).flatten(0, 1).t() @ dy_MO
-        dz_MK = dzg_NTK.mul_(gates_K).flatten(0, 1)
+            dB = _gated(z_NTK, scaled, out=scratch_NTK).flatten(0, 1).t() @ dy_MO
+        dz_MK = _gated(dzg_NTK, scaled, out=dzg_NTK).flatten(0, 1)
         if need_A:
             dA = dz_MK.t() @ u_MI
         if need_x:
@@ -126,6 +124,18 @@ class _Factor(torch.autograd.Function):
         if need_dropped:
             ddropped = torch.bmm(dz_NTR, A_NRI)
         return None, dx, ddropped, dA, dB, None
+
+
+def _gated(z_NTK: Tensor, gates: Tensor, out: Optional[Tensor] = None) -> Tensor:
+    """The R columns of each expert times its gate; gates are (N, T, E) or (N, 1, E)."""
+    E = gates.shape[-1]
+    R = z_NTK.shape[-1] // E
+    if gates.shape[1] > 1 and R * z_NTK.element_size() >= 64:
+        # A broadcast over R is fastest where R items fill vector registers, and several times slower where they do not.
+        z_NTER = z_NTK.unflatten(-1, (E, R))
+        out_NTER = torch.empty_like(z_NTER) if out is None else out.view_as(z_NTER)
+        return torch.mul(z_NTER, gates[..., None], out=out_NTER).flatten(-2)
+    return torch.mul(z_NTK, gates.repeat_interleave(R, -1), out=out)
 
 
 def _bias(base: nn.Module, like: Tensor) -> Optional[Tensor]:

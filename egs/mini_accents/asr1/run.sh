@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# A recogniser trained on one accent of synthetic English learns six others: full fine-tuning, one LoRA and HDMoLE side
+# by side. Needs no data and no GPU; takes minutes on two cores.
+
+nj=2                       # processes that make and check data
+data_dir=data              # speech, tables and manifests
+exp_dir=exp                # models, hypotheses and scores
+synthesis=                 # options of local/synthesise.py, such as "--general_train 100"
+training=                  # options of all training runs, such as "--train.max_epochs 1"
+systems="full lora hdmole" # what to compare with the base: names of files in conf/
+results=RESULTS.md         # the table to write
+
+. "$(dirname "$0")/path.sh"
+general=american normaliser=english
+. "$MOE_ASR_ROOT/utils/adaptation.sh"
+
+stage_1() {
+  stage "Make speech, manifests and tokens" outputs "$data_dir"/{train_general,train_accents,dev_general,dev_accents,test}.jsonl.gz
+  local table options
+  read -ra options <<<"$synthesis"
+  python3 local/synthesise.py --out_dir "$data_dir" --num_jobs "$nj" "${options[@]}"
+  for table in train_general train_accents dev_general dev_accents test; do
+    python3 -m moe_asr.bin.prepare --table "$data_dir/$table.tsv" --manifest "$data_dir/$table.jsonl.gz" \
+      --normaliser "$normaliser" --check.num_jobs "$nj"
+  done
+  python3 -m moe_asr.bin.tokens --manifests+ "$data_dir/train_general.jsonl.gz" --out_dir "$data_dir/tokens" \
+    --kind bpe --vocab_size 120
+}
+
+run_stages

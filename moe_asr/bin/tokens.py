@@ -1,0 +1,36 @@
+"""Makes a token set from the texts of manifests: `python -m moe_asr.bin.tokens --manifests [data/train.jsonl.gz] ...`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from moe_asr.config import run_command
+
+
+@dataclass(frozen=True)
+class TokensConfig:
+    """Learns characters or pieces of words from the texts of manifests.
+
+    Args:
+        manifests: Files made by bin/prepare.
+        out_dir: Folder for tokens.model and tokens.txt.
+        kind: Characters, or pieces by BPE or unigram.
+        vocab_size: Number of tokens with the three special ones; for characters an upper limit, and 0 takes all.
+    """
+
+    manifests: list[str]
+    out_dir: str
+    kind: Literal["char", "bpe", "unigram"] = "char"
+    vocab_size: int = 0
+
+
+def make_tokens(config: TokensConfig) -> None:
+    from moe_asr.data.manifests import read_manifests
+    from moe_asr.data.tokens import train_tokens
+
+    texts = [utterance.text for utterance in read_manifests(config.manifests)]
+    tokens = train_tokens(texts, config.out_dir, config.kind, config.vocab_size)
+    print(f"{config.out_dir}: {tokens.size} {config.kind} tokens from {len(texts)} texts")
+
+
+if __name__ == "__main__":
+    run_command(TokensConfig, make_tokens)

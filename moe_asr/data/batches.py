@@ -1,0 +1,217 @@
+"""Batches for training and decoding: audio, tokens and domains of several utterances.
+
+Shape suffixes: N utterances, S samples, U tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset
+
+from moe_asr.data.audio import load_audio
+from moe_asr.data.manifests import Utterance, read_manifests
+from moe_asr.data.plan import BatchPlan
+from moe_asr.data.tokens import Tokens
+from moe_asr.errors import UserError
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the utterances come from, and how they are put into batches.
+
+    Args:
+        manifests: Files made by `bin/prepare`; their utterances are taken together.
+        max_duration: Limit of a batch in seconds of audio, padding included.
+        num_buckets: Utterances of like duration meet in a batch; more buckets mean less padding and less variety.
+        shuffle: Random order, new in each epoch; otherwise by falling duration.
+        seed: Of the order and the speeds.
+        speed_factors: Speed perturbation; each utterance gets one of these in each epoch.
+        sample_rate: In Hz; that of the features.
+        domain_key: The field whose values are the domains.
+        unknown_domain: What to do with an utterance whose label is not among the domains: `error`, or `allow`, which
+            gives it the index -1.
+        num_workers: Processes that load audio; results do not depend on it.
+    """
+
+    manifests: tuple[str, ...] = ()
+    max_duration: float = 60.0
+    num_buckets: int = 50
+    shuffle: bool = True
+    seed: int = 0
+    speed_factors: tuple[float, ...] = (1.0,)
+    sample_rate: int = 16000
+    domain_key: Literal["accent", "speaker", "language"] = "accent"
+    unknown_domain: Literal["error", "allow"] = "error"
+    num_workers: int = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some utterances, padded with zeros to the longest.
+
+    Args:
+        audio_NS: Samples in [-1, 1], float32.
+        audio_lengths_N: Samples of each utterance.
+        tokens_NU: Token ids of the texts, padded with 0.
+        token_lengths_N: Tokens of each text.
+        domains_N: Index of each utterance's domain, -1 where it is unknown.
+    """
+
+    ids: list[str]
+    texts: list[str]
+    speakers: list[str]
+    accents: list[str]
+    languages: list[str]
+    audio_NS: Tensor
+    audio_lengths_N: Tensor
+    tokens_NU: Tensor
+    token_lengths_N: Tensor
+    domains_N: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same with its tensors on `device`."""
+        tensors = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return dataclasses.replace(self, **tensors)
+
+    def pin_memory(self) -> Batch:
+        """The same with its tensors in pinned memory; torch's DataLoader calls this."""
+        tensors = {k: v.pin_memory() for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return dataclasses.replace(self, **tensors)
+
+
+def make_batch(
+    utterances: Sequence[Utterance],
+    tokens: Tokens | None,
+    domains: Sequence[str] = (),
+    domain_key: str = "accent",
+    sample_rate: int = 16000,
+    speeds: Sequence[float] | None = None,
+) -> Batch:
+    """Loads the audio of some utterances, and encodes their texts.
+
+    Raises:
+        UserError: some audio cannot be read.
+    """
+    speeds = speeds if speeds is not None else [1.0] * len(utterances)
+    audio = [torch.from_numpy(load_audio(u, sample_rate, s)) for u, s in zip(utterances, speeds)]
+    ids = [torch.tensor(tokens.encode(u.text) if tokens else [], dtype=torch.int64) for u in utterances]
+    number = {name: i for i, name in enumerate(domains)}
+    return Batch(
+        ids=[u.id for u in utterances],
+        texts=[u.text for u in utterances],
+        speakers=[u.speaker for u in utterances],
+        accents=[u.accent for u in utterances],
+        languages=[u.language for u in utterances],
+        audio_NS=pad_sequence(audio, batch_first=True),
+        audio_lengths_N=torch.tensor([len(a) for a in audio]),
+        tokens_NU=pad_sequence(ids, batch_first=True),
+        token_lengths_N=torch.tensor([len(i) for i in ids]),
+        domains_N=torch.tensor([number.get(getattr(u, domain_key), -1) for u in utterances]),
+    )
+
+
+class BatchLoader:
+    """Iterates over the batches of one epoch, from any position; the same for any number of workers.
+
+        loader = BatchLoader(config, tokens, domains, epoch, start_batch)
+        for batch in loader: ...
+        loader.seek(epoch + 1)
+
+    Args:
+        config: What to load.
+        tokens: Encodes the texts; None leaves the batches without tokens.
+        domains: Sorted names of the domains, as `domain_names` gives them; empty if domains play no part.
+        epoch: Counts from 0.
+        start_batch: Index of the first batch, so that training goes on after it has consumed that many.
+
+    Raises:
+        UserError: a manifest is missing or empty, ids occur twice, or a domain is unknown.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        tokens: Tokens | None,
+        domains: Sequence[str] = (),
+        epoch: int = 0,
+        start_batch: int = 0,
+    ):
+        self.config, self.tokens, self.domains = config, tokens, list(domains)
+        self.utterances = read_manifests(config.manifests)
+        _check_domains(self.utterances, config, self.domains)
+        self.plan = BatchPlan(
+            [u.seconds for u in self.utterances],
+            config.max_duration,
+            config.num_buckets,
+            config.seed,
+            config.shuffle,
+            config.speed_factors,
+        )
+        self.seek(epoch, start_batch)
+
+    def seek(self, epoch: int, start_batch: int = 0) -> None:
+        """Moves to a position: the next iteration begins there."""
+        self.epoch, self.start_batch = epoch, start_batch
+        self._batches, self._speeds = self.plan.epoch(epoch), self.plan.speeds(epoch)
+
+    def __len__(self) -> int:
+        """Batches from the position to the end of the epoch."""
+        return max(0, len(self._batches) - self.start_batch)
+
+    def __iter__(self) -> Iterator[Batch]:
+        loader = DataLoader(
+            _Batches(self, self._batches[self.start_batch :], self._speeds),
+            batch_size=None,
+            num_workers=self.config.num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+        for batch in loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
+class _Batches(Dataset):
+    """The batches of one epoch, numbered."""
+
+    def __init__(self, loader: BatchLoader, batches: list[list[int]], speeds: Sequence[float]):
+        self._config, self._tokens, self._domains = loader.config, loader.tokens, loader.domains
+        self._utterances, self._batches, self._speeds = loader.utterances, batches, speeds
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, index: int) -> Batch | UserError:
+        chosen = self._batches[index]
+        try:
+            return make_batch(
+                [self._utterances[i] for i in chosen],
+                self._tokens,
+                self._domains,
+                self._config.domain_key,
+                self._config.sample_rate,
+                [float(self._speeds[i]) for i in chosen],
+            )
+        except UserError as error:  # returned, for torch would raise it again with the worker's traceback as its text
+            return error
+
+
+def _check_domains(utterances: Sequence[Utterance], config: DataConfig, domains: list[str]) -> None:
+    if not domains or config.unknown_domain == "allow":
+        return
+    unknown = sorted({getattr(u, config.domain_key) for u in utterances} - set(domains))
+    if unknown:
+        raise UserError(
+            f"{config.domain_key} {', '.join(map(repr, unknown[:5]))} is not among the domains {', '.join(domains)}:"
+            " set data.unknown_domain to allow, or leave these utterances out"
+        )

@@ -1,0 +1,137 @@
+"""Token sets, all through sentencepiece: characters, BPE or unigram pieces."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import sentencepiece
+
+from moe_asr.errors import UserError
+from moe_asr.files import atomic_write
+
+BLANK, UNKNOWN, SOS_EOS = 0, 1, 2
+_SPECIAL = {"pad_id": BLANK, "unk_id": UNKNOWN, "eos_id": SOS_EOS, "bos_id": -1}
+_PIECES = {"pad_piece": "<blk>", "unk_piece": "<unk>", "eos_piece": "<sos/eos>"}
+_MODEL = "tokens.model"
+
+
+def train_tokens(
+    texts: Iterable[str], folder: str | Path, kind: Literal["char", "bpe", "unigram"], vocab_size: int = 0
+) -> Tokens:
+    """Learns a token set and writes `tokens.model` and, to be read by people, `tokens.txt` into `folder`.
+
+    Args:
+        texts: Normalised transcripts.
+        folder: Made if it is missing.
+        kind: `char`, `bpe` or `unigram`.
+        vocab_size: Number of tokens, with the three special ones. Characters: 0 takes all that occur, otherwise it is
+            an upper limit and the rarest become `<unk>`.
+
+    Raises:
+        UserError: no text, or `vocab_size` does not suit it.
+    """
+    texts = [text for text in texts if text.strip()]
+    if not texts:
+        raise UserError("no text to learn tokens from")
+    # characters outside words need no word-start mark; pieces do, so that a first word is written like any other
+    num_characters = len(set("".join(texts)) - {" "}) + 1
+    if kind == "char":
+        limit = num_characters + 3
+        vocab_size = min(vocab_size, limit) if vocab_size else limit
+        if vocab_size < 4:
+            raise UserError(f"a vocabulary of {vocab_size} leaves no room for characters; 0 takes all of them")
+    elif vocab_size < num_characters + 3:
+        raise UserError(
+            f"{kind} tokens for this text need a vocabulary of {num_characters + 3} at least"
+            f" ({num_characters} characters and 3 special tokens), not {vocab_size}"
+        )
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            model_type=kind,
+            vocab_size=vocab_size,
+            character_coverage=1.0,
+            add_dummy_prefix=kind != "char",
+            normalization_rule_name="identity",
+            max_sentence_length=1 << 20,
+            num_threads=1,
+            minloglevel=2,
+            **_SPECIAL,
+            **_PIECES,
+        )
+    except RuntimeError as error:
+        # sentencepiece puts the place in its source before the message: file(line) [condition] message
+        reason = str(error).rsplit("] ", 1)[-1]
+        raise UserError(f"cannot learn {vocab_size} {kind} tokens: {reason}") from None
+    tokens = Tokens._from_bytes(model.getvalue())
+    tokens.save(folder)
+    return tokens
+
+
+class Tokens:
+    """A token set: text to ids and back. Ids 0, 1, 2 are `<blk>`, `<unk>` and `<sos/eos>`.
+
+    Args:
+        folder: Where `train_tokens` or `save` put it.
+
+    Raises:
+        UserError: there is no such token set.
+    """
+
+    def __init__(self, folder: str | Path):
+        path = Path(folder) / _MODEL
+        if not path.is_file():
+            raise UserError(f"no tokens at {path}: make them with python -m moe_asr.bin.tokens")
+        self._load(path.read_bytes(), path)
+
+    @classmethod
+    def _from_bytes(cls, model: bytes) -> Tokens:
+        tokens = cls.__new__(cls)
+        tokens._load(model, _MODEL)
+        return tokens
+
+    def _load(self, model: bytes, path) -> None:
+        self._model = model
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            self._processor.LoadFromSerializedProto(model)
+        except RuntimeError:
+            raise UserError(f"{path} is not a sentencepiece model") from None
+        found = [self._processor.IdToPiece(i) for i in (BLANK, UNKNOWN, SOS_EOS)]
+        if found != ["<blk>", "<unk>", "<sos/eos>"]:
+            raise UserError(f"{path} begins with {found}, expected <blk>, <unk>, <sos/eos>: make it with bin/tokens")
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the token set, atomically."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with atomic_write(Path(folder) / _MODEL, "wb") as file:
+            file.write(self._model)
+        with atomic_write(Path(folder) / "tokens.txt") as file:
+            file.writelines(f"{self.piece(i)} {i}\n" for i in range(self.size))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text; what is not in the token set becomes `<unk>`."""
+        return self._processor.EncodeAsIds(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; `<blk>` and `<sos/eos>` vanish."""
+        return self._processor.DecodeIds([int(i) for i in ids]).strip()
+
+    def piece(self, index: int) -> str:
+        """The written form of one token."""
+        return self._processor.IdToPiece(index)
+
+    @property
+    def size(self) -> int:
+        """Number of tokens V."""
+        return self._processor.GetPieceSize()
+
+    @property
+    def blank(self) -> int:
+        """Id of the CTC blank."""
+        return BLANK

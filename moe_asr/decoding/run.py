@@ -1,0 +1,148 @@
+"""A decode from its configuration: a model, perhaps an adaptation, and a manifest become a decode folder."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Optional
+
+import torch
+from tqdm import tqdm
+
+from moe_asr.config import to_plain
+from moe_asr.data.batches import Batch, BatchLoader, DataConfig
+from moe_asr.data.features import log_mel
+from moe_asr.decoding.ctc import SearchConfig, search
+from moe_asr.decoding.stream import HypothesisStream
+from moe_asr.device import pick_device
+from moe_asr.errors import UserError
+from moe_asr.experts import adapter_identity, base_identity
+from moe_asr.methods.adaptation import AdaptedRecogniser, load_adapted
+from moe_asr.models.folder import LoadedModel, load_model
+from moe_asr.models.interface import Recogniser
+from moe_asr.provenance import record
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """Decodes a manifest; a decode that was stopped goes on. Nothing of the model's architecture is said again.
+
+    Args:
+        model: model folder
+        manifest: utterances to decode
+        out_dir: decode folder to write
+        adaptation: folder of experts trained on this model
+        search: how hypotheses are found
+        global_route: where the domain comes from, if not as in training: posterior, label or uniform
+        fallback: above 0, experts fade towards the base model where the domain is uncertain
+        max_duration: of a batch, in seconds, padding included
+        num_workers: processes that load audio
+        restart: throw away an earlier decode in out_dir
+        device: cpu, cuda, ...; auto takes a GPU if there is one
+    """
+
+    model: str
+    manifest: str
+    out_dir: str
+    adaptation: Optional[str] = None
+    search: SearchConfig = field(default_factory=SearchConfig)
+    global_route: Optional[Literal["posterior", "label", "uniform"]] = None
+    fallback: float = 0.0
+    max_duration: float = 120.0
+    num_workers: int = 0
+    restart: bool = False
+    device: str = "auto"
+
+
+def decode(config: DecodeConfig) -> None:
+    """Runs the whole of it.
+
+    Raises:
+        UserError: see `load_model`, `load_adapted`, `BatchLoader` and `HypothesisStream`
+    """
+    device = pick_device(config.device)
+    loaded = load_model(config.model)
+    if not isinstance(loaded.model, Recogniser):
+        raise UserError(f"{config.model} is no recogniser; give the model folder of one")
+    if config.adaptation is None and (config.global_route or config.fallback):
+        raise UserError("global_route and fallback are for experts; give their folder with --adaptation")
+    adapted = load_adapted(loaded.model, config.adaptation) if config.adaptation else None
+    data = DataConfig((config.manifest,), config.max_duration, shuffle=False, unknown_domain="allow",
+                      sample_rate=loaded.config.features.sample_rate, num_workers=config.num_workers)  # fmt: skip
+    loader = BatchLoader(data, loaded.tokens, adapted.config.domains if adapted else ())
+    (adapted or loaded.model).to(device).eval()
+    started = time.perf_counter()
+    with HypothesisStream(
+        config.out_dir, _settings(config, loaded, adapted), [u.id for u in loader.utterances], config.restart
+    ) as stream:
+        if stream.complete:
+            print(f"{config.out_dir}: decoded already, nothing to do")
+            return
+        seconds = {u.id: u.seconds for u in loader.utterances}
+        bar = tqdm(total=len(loader.utterances), desc=f"decode {Path(config.manifest).name}", unit="utt", disable=None)
+        for batch in loader:
+            # Batches are cut alike in every run, and routing is counted over all of them, also after an interruption.
+            if stream.missing(batch.ids) or adapted is not None:
+                texts = _texts(config, loaded, adapted, batch.to(device))
+                stream.write([_line(batch, n, text, seconds) for n, text in enumerate(texts)])
+            bar.update(len(batch))
+        bar.close()
+        elapsed = time.perf_counter() - started
+        stream.finish(_system(config, loaded, adapted, elapsed))
+    audio = sum(seconds.values())
+    print(f"{config.out_dir}: {len(seconds):,} utterances, {audio / elapsed:.0f} times faster than real time")
+
+
+@torch.inference_mode()
+def _texts(config: DecodeConfig, loaded: LoadedModel, adapted: Optional[AdaptedRecogniser], batch: Batch) -> list[str]:
+    features_NTF, lengths_N = log_mel(batch.audio_NS, batch.audio_lengths_N, loaded.config.features)
+    route = adapted.route(batch, lengths_N, config.global_route, config.fallback) if adapted else nullcontext()
+    with route:
+        log_probs_NTV, frames_N = loaded.model.log_probs(features_NTF, lengths_N)
+    return [loaded.tokens.decode(ids) for ids in search(log_probs_NTV, frames_N, config.search, loaded.model.blank)]
+
+
+def _line(batch: Batch, n: int, text: str, seconds: dict[str, float]) -> dict:
+    return {
+        "id": batch.ids[n],
+        "ref": batch.texts[n],
+        "hyp": text,
+        "speaker": batch.speakers[n],
+        "accent": batch.accents[n],
+        "language": batch.languages[n],
+        "duration": seconds[batch.ids[n]],
+    }
+
+
+def _settings(config: DecodeConfig, loaded: LoadedModel, adapted: Optional[AdaptedRecogniser]) -> dict:
+    """All that decides the hypotheses."""
+    return {
+        "model": base_identity(loaded.model),
+        "adaptation": adapter_identity(adapted.adapter) if adapted else None,
+        "classifier": base_identity(adapted.classifier) if adapted and adapted.classifier else None,
+        "manifest": hashlib.sha256(Path(config.manifest).read_bytes()).hexdigest(),
+        "search": to_plain(config.search),
+        "global_route": config.global_route,
+        "fallback": config.fallback,
+        "max_duration": config.max_duration,
+    }
+
+
+def _system(config: DecodeConfig, loaded: LoadedModel, adapted: Optional[AdaptedRecogniser], seconds: float) -> dict:
+    """Facts of the system for the tables; routers count as trained, the accent recogniser does not."""
+    experts = adapted.adapter.num_parameters() if adapted else 0
+    base = sum(p.numel() for p in loaded.model.parameters()) - experts
+    statistics = adapted.statistics.summary() if adapted and adapted.statistics.layers else None
+    return {
+        "model": config.model,
+        "adapter": config.adaptation,
+        "trainable_parameters": experts if adapted else base if loaded.config.finetuned else 0,
+        "total_parameters": base,
+        "mean_active_experts": statistics["mean_active_experts"] if statistics else None,
+        "routing": statistics,
+        "seconds": seconds,
+        **record(),
+    }

@@ -1,0 +1,178 @@
+"""A frozen recogniser with experts on it, and the domain classifier that tells them where an utterance comes from.
+
+Shapes: N utterances, T frames, F mel bins, E experts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Iterator, Literal, Optional
+
+import torch
+from torch import Tensor, nn
+
+from moe_asr.config import load_config, save_config
+from moe_asr.data.batches import Batch
+from moe_asr.data.features import log_mel
+from moe_asr.errors import UserError
+from moe_asr.experts import Adapter, ExpertSpec, Routing, RoutingStatistics, attach, load_adapter, save_adapter
+from moe_asr.files import atomic_folder
+from moe_asr.methods.hdmole import entropy_fallback
+from moe_asr.models.domain_classifier import DomainClassifier
+from moe_asr.models.folder import LoadedModel, load_model, save_model
+from moe_asr.models.interface import Loss, Recogniser
+
+Route = Literal["posterior", "label", "uniform"]
+
+
+@dataclass(frozen=True)
+class AdaptationConfig:
+    """Experts on a frozen recogniser.
+
+    Args:
+        experts: which layers get how many experts of which rank, and how they are weighed
+        domains: what the experts stand for, in order; empty takes the classes of the classifier, or no names for one expert
+        global_route: where the domain of an utterance comes from: posterior (of the classifier), label or uniform
+        domain_classifier: model folder of the classifier; needed for posterior
+    """
+
+    experts: ExpertSpec
+    domains: tuple[str, ...] = ()
+    global_route: Route = "posterior"
+    domain_classifier: Optional[str] = None
+
+
+class AdaptedRecogniser(nn.Module):
+    """Fills the routing of its experts for each batch; otherwise the recogniser itself.
+
+    Only the experts train: recogniser and classifier are frozen, and the classifier stays in evaluation mode.
+
+    Args:
+        recogniser: with `adapter` attached
+        classifier: gives the posteriors; None where the routers need none
+    """
+
+    def __init__(
+        self, recogniser: Recogniser, adapter: Adapter, config: AdaptationConfig, classifier: Optional[LoadedModel] = None
+    ) -> None:
+        super().__init__()
+        self.recogniser, self.adapter, self.config = recogniser, adapter, config
+        self.classifier_folder = classifier
+        self.classifier = classifier.model.requires_grad_(False).eval() if classifier else None
+        self.statistics = RoutingStatistics(config.domains)
+
+    def train(self, mode: bool = True) -> AdaptedRecogniser:
+        super().train(mode)
+        if self.classifier is not None:
+            self.classifier.eval()
+        return self
+
+    def forward(self, features_NTF: Tensor, feature_lengths_N: Tensor, batch: Batch) -> Loss:
+        """The recogniser's loss, plus load balancing where the routers ask for it."""
+        with self.route(batch, feature_lengths_N) as routing:
+            loss = self.recogniser(features_NTF, feature_lengths_N, batch)
+            if not routing.balance:
+                return loss
+            balance = routing.balance_loss() * loss.count
+        parts = {**loss.parts, "balance": balance.detach()}
+        return dataclasses.replace(loss, total=loss.total + balance, parts=parts)
+
+    @contextmanager
+    def route(
+        self, batch: Batch, feature_lengths_N: Tensor, global_route: Optional[Route] = None, fallback: float = 0.0
+    ) -> Iterator[Routing]:
+        """Inside, the recogniser sees this batch's routing.
+
+        Args:
+            global_route: instead of the configured one
+            fallback: strength of the fallback to the base model where the domain is uncertain, see `entropy_fallback`
+        """
+        domains_NE = self.domain_weights(batch, global_route)
+        scale = entropy_fallback(domains_NE, fallback) if fallback and domains_NE is not None else None
+        lengths_N = self.recogniser.output_lengths(feature_lengths_N)
+        statistics = None if self.training else self.statistics
+        with self.adapter.route(domains_NE, lengths_N, scale, statistics, batch.domains_N) as routing:
+            yield routing
+
+    def domain_weights(self, batch: Batch, global_route: Optional[Route] = None) -> Optional[Tensor]:
+        """(N, E) probability of each domain; None where no router asks for it.
+
+        Raises:
+            UserError: the route needs a classifier that there is not, or labels that the batch does not have
+        """
+        E, device = self.adapter.num_experts, batch.audio_NS.device
+        route = global_route or self.config.global_route
+        if not any(spec.router.needs_domains for spec in self.adapter.specs):
+            return None
+        if E == 1 or route == "uniform":
+            return torch.full((len(batch), E), 1 / E, device=device)
+        if route == "label":
+            if int(batch.domains_N.min()) < 0:
+                name = batch.ids[int(batch.domains_N.argmin())]
+                raise UserError(
+                    f"utterance {name} has none of the domains {', '.join(self.config.domains)}: label it, or use "
+                    "global_route posterior or uniform"
+                )
+            return nn.functional.one_hot(batch.domains_N, E).float()
+        if self.classifier is None:
+            raise UserError("global_route posterior needs a domain_classifier; give its model folder")
+        with torch.no_grad():
+            features = log_mel(batch.audio_NS, batch.audio_lengths_N, self.classifier_folder.config.features)
+            return self.classifier.posteriors(*features)
+
+    def save(self, folder: str | Path, about: Optional[dict] = None) -> None:
+        """Writes everything but the recogniser: `adapter/`, `domain_classifier/` and `adaptation.yaml`, atomically."""
+        with atomic_folder(folder) as new:
+            save_adapter(self.adapter, new / "adapter", about)
+            if self.classifier is not None:
+                save_model(new / "domain_classifier", self.classifier, self.classifier_folder.config)
+            save_config(dataclasses.replace(self.config, domain_classifier=None), new / "adaptation.yaml")
+
+
+def adapt(recogniser: Recogniser, config: AdaptationConfig) -> AdaptedRecogniser:
+    """Fresh experts on a recogniser.
+
+    Raises:
+        UserError: experts and domains do not correspond, or see `attach`
+    """
+    classifier = _load_classifier(config.domain_classifier)
+    names = config.domains or (classifier.model.domains if classifier else ())
+    if classifier and tuple(names) != tuple(classifier.model.domains):
+        raise UserError(
+            f"the domains are {', '.join(names)}, but the classifier knows {', '.join(classifier.model.domains)}, in this order"
+        )
+    needs = config.experts.router.needs_domains and config.experts.num_experts > 1
+    if needs and len(names) != config.experts.num_experts:
+        raise UserError(
+            f"there are {config.experts.num_experts} experts for {len(names)} domains ({', '.join(names) or 'no names given'}); "
+            "set experts.num_experts, or domains"
+        )
+    config = dataclasses.replace(config, domains=tuple(names))
+    adapted = AdaptedRecogniser(recogniser, attach(recogniser, config.experts), config, classifier)
+    if needs and config.global_route == "posterior" and classifier is None:
+        raise UserError("global_route posterior needs a domain_classifier; give its model folder, or route by label")
+    return adapted
+
+
+def load_adapted(recogniser: Recogniser, folder: str | Path) -> AdaptedRecogniser:
+    """The inverse of `AdaptedRecogniser.save`; exact, see `load_adapter`."""
+    folder = Path(folder)
+    if not (folder / "adaptation.yaml").is_file():
+        raise UserError(f"no adaptation in {folder}: it needs adaptation.yaml and adapter/")
+    config = load_config(AdaptationConfig, folder / "adaptation.yaml")
+    classifier = folder / "domain_classifier"
+    loaded = _load_classifier(str(classifier) if classifier.is_dir() else None)
+    adapted = AdaptedRecogniser(recogniser, load_adapter(recogniser, folder / "adapter"), config, loaded)
+    return adapted.eval()
+
+
+def _load_classifier(folder: Optional[str]) -> Optional[LoadedModel]:
+    if folder is None:
+        return None
+    loaded = load_model(folder)
+    if not isinstance(loaded.model, DomainClassifier):
+        raise UserError(f"{folder} is no domain classifier")
+    return loaded

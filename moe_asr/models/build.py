@@ -1,0 +1,79 @@
+"""Which model: one configuration for all kinds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from moe_asr.errors import UserError
+from moe_asr.models.conformer_ctc import ConformerCTC, ConformerCTCConfig
+from moe_asr.models.domain_classifier import DomainClassifier, DomainClassifierConfig
+from moe_asr.models.interface import Model
+
+_KINDS = {"conformer_ctc": ConformerCTC, "domain_classifier": DomainClassifier}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Exactly one of these is set, and says what the model is.
+
+    Args:
+        conformer_ctc: Conformer recogniser with CTC.
+        domain_classifier: classifier of accents or other domains.
+    """
+
+    conformer_ctc: ConformerCTCConfig | None = None
+    domain_classifier: DomainClassifierConfig | None = None
+
+
+def model_kind(config: ModelConfig) -> str:
+    """Name of the one field that is set.
+
+    Raises:
+        UserError: none is set, or more than one.
+    """
+    kinds = [field.name for field in dataclasses.fields(config) if getattr(config, field.name) is not None]
+    if len(kinds) != 1:
+        found = " and ".join(kinds) or "none"
+        raise UserError(f"model: set exactly one of {', '.join(_KINDS)}, not {found}")
+    return kinds[0]
+
+
+def build_model(config: ModelConfig) -> Model:
+    """A freshly initialised model; `torch.manual_seed` decides its weights.
+
+    Raises:
+        UserError: see `model_kind` and the models' own configurations.
+    """
+    kind = model_kind(config)
+    return _KINDS[kind](getattr(config, kind))
+
+
+def complete_config(config: ModelConfig, num_mels: int, vocab_size: int, domains: Sequence[str] = ()) -> ModelConfig:
+    """The configuration with what the data decide filled in: size of the vocabulary and names of the domains.
+
+    Args:
+        config: `vocab_size: 0` and `domains: []` are filled in, other values are compared with the data.
+        num_mels: mel bins of the features.
+        vocab_size: number of tokens in the token set; a classifier needs none.
+        domains: names of the domains, sorted; a recogniser needs none.
+
+    Raises:
+        UserError: the configuration contradicts the data.
+    """
+    kind = model_kind(config)
+    part = getattr(config, kind)
+    if part.encoder.mels != num_mels:
+        raise UserError(f"{kind}: encoder.mels is {part.encoder.mels}, but the features have {num_mels} mel bins")
+    if kind == "domain_classifier":
+        part = dataclasses.replace(part, domains=part.domains or tuple(domains))
+        if domains and tuple(domains) != part.domains:
+            raise UserError(
+                f"{kind}: domains are {', '.join(part.domains)}, but those of the data {', '.join(domains)}"
+            )
+    else:
+        part = dataclasses.replace(part, vocab_size=part.vocab_size or vocab_size)
+        if part.vocab_size != vocab_size:
+            raise UserError(f"{kind}: vocab_size is {part.vocab_size}, but the token set has {vocab_size} tokens")
+    return dataclasses.replace(config, **{kind: part})

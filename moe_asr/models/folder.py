@@ -1,0 +1,118 @@
+"""A model on disk: a folder with everything needed to use it.
+
+`model.safetensors` holds the weights, `config.yaml` what the model is and how its input is made, `tokens/` the token set
+of a recogniser.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from moe_asr.config import load_config, save_config
+from moe_asr.data.features import FeatureConfig
+from moe_asr.data.tokens import Tokens
+from moe_asr.errors import UserError
+from moe_asr.files import atomic_folder
+from moe_asr.models.build import ModelConfig, build_model, complete_config
+from moe_asr.models.interface import Model, Recogniser
+
+_WEIGHTS, _CONFIG, _TOKENS = "model.safetensors", "config.yaml", "tokens"
+
+
+@dataclass(frozen=True)
+class FolderConfig:
+    """What `config.yaml` says.
+
+    Args:
+        model: what the model is.
+        features: its input.
+        normaliser: name of the text normaliser its transcripts went through.
+        finetuned: whether all its weights were trained on from those of another model.
+    """
+
+    model: ModelConfig
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    normaliser: str = "none"
+    finetuned: bool = False
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in evaluation mode, with what belongs to it; `tokens` is None for a classifier."""
+
+    model: Model
+    config: FolderConfig
+    tokens: Tokens | None
+
+
+def save_model(folder: str | Path, model: Model, config: FolderConfig, tokens: Tokens | None = None) -> None:
+    """Writes a model folder, atomically; an old one is replaced.
+
+    Args:
+        tokens: the token set, given for a recogniser and only for one.
+
+    Raises:
+        UserError: the model is not the one that `config` describes, for instance because it has experts attached.
+    """
+    assert isinstance(model, Recogniser) == (tokens is not None), "a token set belongs to a recogniser"
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    _check_state(state, _empty_model(config, tokens), "this model")
+    with atomic_folder(folder) as new:
+        save_file(state, new / _WEIGHTS)
+        save_config(config, new / _CONFIG)
+        if tokens is not None:
+            tokens.save(new / _TOKENS)
+
+
+def load_model(folder: str | Path, device: str | torch.device = "cpu") -> LoadedModel:
+    """Reads a model folder: exactly what its configuration describes, or nothing.
+
+    Raises:
+        UserError: the folder or a file in it is missing or damaged, or weights are missing, unexpected or misshapen.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"no model folder at {folder}")
+    for name in (_CONFIG, _WEIGHTS):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} is not a model folder: it has no {name}")
+    config = load_config(FolderConfig, folder / _CONFIG)
+    tokens = Tokens(folder / _TOKENS) if config.model.conformer_ctc is not None else None
+    model = _empty_model(config, tokens)
+    try:
+        state = load_file(folder / _WEIGHTS, device=str(device))
+    except SafetensorError as error:
+        raise UserError(f"{folder / _WEIGHTS} is damaged ({error}): copy or train the model again") from None
+    _check_state(state, model, str(folder / _WEIGHTS))
+    model.load_state_dict(state, assign=True)
+    return LoadedModel(model.eval(), config, tokens)
+
+
+def _empty_model(config: FolderConfig, tokens: Tokens | None) -> Model:
+    """The model without memory for its weights, which are about to be given."""
+    complete_config(config.model, config.features.num_mels, tokens.size if tokens else 0)
+    with torch.device("meta"):
+        return build_model(config.model)
+
+
+def _check_state(state: dict[str, Tensor], model: nn.Module, source: str) -> None:
+    expected = model.state_dict()
+    for kind, names in (
+        ("lacks", expected.keys() - state.keys()),
+        ("has an unexpected", state.keys() - expected.keys()),
+    ):
+        if names:
+            rest = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+            raise UserError(f"{source} does not fit its configuration: it {kind} {min(names)}{rest}")
+    for name, tensor in state.items():
+        if tensor.shape != expected[name].shape:
+            raise UserError(
+                f"{source} does not fit its configuration: {name} is {tuple(tensor.shape)}, "
+                f"expected {tuple(expected[name].shape)}"
+            )

@@ -1,0 +1,80 @@
+"""What every model of the toolkit offers to training and decoding. Models know nothing of experts.
+
+Shape letters: N utterances, T frames, F mel bins, D encoder width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import noop_context_fn
+
+ContextFn = Callable[[], tuple[AbstractContextManager, AbstractContextManager]]
+
+
+class Targets(Protocol):
+    """What a loss needs to know of a batch; `moe_asr.data.batches.Batch` is one."""
+
+    tokens_NU: Tensor
+    token_lengths_N: Tensor
+    domains_N: Tensor
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Loss of one batch; total / count, both summed over all batches of an update, is what training minimises.
+
+    Args:
+        total: sum over the batch, with its graph.
+        count: number of things summed over (tokens or utterances, each model says which), as a scalar tensor.
+        parts: further sums over the batch to report, detached; like `total` they are read as part / count.
+    """
+
+    total: Tensor
+    count: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Model(nn.Module, ABC):
+    """An encoder of features and a loss.
+
+    No result for an utterance may depend on its padding or on its batch-mates.
+    """
+
+    default_targets: ClassVar[tuple[str, ...]]
+    """Regular expressions that match whole names of the linear layers which adapters go to unless told otherwise."""
+
+    @abstractmethod
+    def forward(self, features_NTF: Tensor, feature_lengths_N: Tensor, batch: Targets) -> Loss:
+        """Loss of a batch, whose features may have been augmented."""
+
+    @abstractmethod
+    def encode(self, features_NTF: Tensor, feature_lengths_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Encoder states_NTD, zero in padding frames, and the number of encoder frames of each utterance."""
+
+    @abstractmethod
+    def output_lengths(self, feature_lengths_N: Tensor) -> Tensor:
+        """Number of encoder frames, which is the frame rate of all linear layers in the encoder, from feature frames."""
+
+    @abstractmethod
+    def set_gradient_checkpointing(self, enabled: bool, context_fn: ContextFn = noop_context_fn) -> None:
+        """Recomputes activations in the backward pass while training: less memory, more time, the same gradients.
+
+        Args:
+            context_fn: contexts for the two passes, see `torch.utils.checkpoint`; layers around those of the model need it
+        """
+
+
+class Recogniser(Model):
+    """A model that turns speech into tokens."""
+
+    blank: ClassVar[int] = 0
+
+    @abstractmethod
+    def log_probs(self, features_NTF: Tensor, feature_lengths_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of tokens and blank in each encoder frame, log_probs_NTV in float32, and frame counts."""

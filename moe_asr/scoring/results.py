@@ -1,0 +1,187 @@
+"""The rows of a results table: systems which decoded the same utterances, and their error rates on parts of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from moe_asr.errors import UserError
+from moe_asr.scoring.align import Metric
+from moe_asr.scoring.hypotheses import SYSTEM, read_hypotheses, read_system
+from moe_asr.scoring.report import Summary, summarise
+from moe_asr.scoring.scored import Scored, group_by, score
+from moe_asr.scoring.significance import Bootstrap, compare, match
+
+POOLED = "accents pooled"
+ALL = "all"
+_SAME_FACTS = ("model", "adapter", "trainable_parameters", "total_parameters")
+
+
+@dataclass(frozen=True)
+class Decode:
+    """How one decode folder came about, from its `system.json`."""
+
+    command: str
+    git: str
+    versions: dict[str, str]
+    date: str
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One system.
+
+    Args:
+        name: as in the table
+        decodes: how each of its decode folders came about
+        scored: its utterances, of all folders
+        trainable: trained parameters in per cent of all
+        active_experts: mean over utterances; None for a system without experts
+    """
+
+    name: str
+    decodes: list[Decode]
+    scored: list[Scored] = field(repr=False)
+    trainable: float
+    active_experts: float | None
+
+
+@dataclass(frozen=True)
+class Results:
+    """Numbers of a results table.
+
+    Args:
+        rows: the systems; the first is the one the others are compared with
+        general: the accent that counts as the general domain; None if none does
+        columns: names of the parts of the test set
+        cells: by row and column
+        p_values: of each row against the first, on `compared_on`; None for the first
+        compared_on: the column that `p_values` are about
+    """
+
+    rows: list[Row]
+    general: str | None
+    columns: list[str]
+    cells: list[list[Summary]]
+    p_values: list[float | None]
+    compared_on: str
+
+
+def read_row(system: str, metric: Metric, normaliser: str) -> Row:
+    """Reads and scores one system.
+
+    Args:
+        system: `name=decode_dir[,decode_dir...]`; several folders are several test sets of one system
+        metric: wer, cer or mer
+        normaliser: name of the text normaliser
+
+    Raises:
+        UserError: not of that form, or a folder that is incomplete, or folders of different models.
+    """
+    name, _, folders = (part.strip() for part in system.partition("="))
+    folders = [folder.strip() for folder in folders.split(",") if folder.strip()]
+    if not name or not folders:
+        raise UserError(f"a system is written name=decode_dir[,decode_dir...], not '{system}'")
+    scored, facts, active = [], [read_system(folder) for folder in folders], []
+    for folder, system_facts in zip(folders, facts):
+        found = score(read_hypotheses(folder), metric, normaliser)
+        active += [(_number(system_facts, "mean_active_experts", folder, optional=True), len(found))]
+        scored += found
+        for key in _SAME_FACTS:
+            if system_facts.get(key) != facts[0].get(key):
+                raise UserError(f"system '{name}': '{key}' differs between {folders[0]} and {folder}")
+    if len({x.id for x in scored}) < len(scored):
+        raise UserError(f"system '{name}': its decode folders have utterances in common")
+    total = _number(facts[0], "total_parameters", folders[0])
+    return Row(
+        name=name,
+        decodes=[_decode(folder, f) for folder, f in zip(folders, facts)],
+        scored=scored,
+        trainable=100 * _number(facts[0], "trainable_parameters", folders[0]) / max(total, 1),
+        active_experts=_mean(active),
+    )
+
+
+def make_results(rows: Sequence[Row], general: str | None, bootstrap: Bootstrap) -> Results:
+    """Error rates of every system on each accent, on all accents but the general one pooled, and on the general one.
+
+    Args:
+        rows: the systems, on the same utterances
+        general: the accent that counts as the general domain; None if none does
+        bootstrap: how to resample
+
+    Raises:
+        UserError: no system, a name that comes twice, different utterances, or no utterance of accent `general`.
+    """
+    if not rows:
+        raise UserError("no systems given; write them as name=decode_dir")
+    names = [row.name for row in rows]
+    if len(set(names)) < len(names):
+        raise UserError(f"system '{max(names, key=names.count)}' is given twice")
+    matched = [_match(rows[0], row) for row in rows]
+    columns = _columns(rows[0], general)
+    compared_on = POOLED if POOLED in columns else next(iter(columns))
+    parts = {column: [[x for x in row if select(x)] for row in matched] for column, select in columns.items()}
+    first, *others = parts[compared_on]
+    return Results(
+        rows=list(rows),
+        general=general,
+        columns=list(columns),
+        cells=[[summarise(parts[column][k], bootstrap) for column in columns] for k in range(len(rows))],
+        p_values=[None, *(compare(first, other, bootstrap).p_value for other in others)],
+        compared_on=compared_on,
+    )
+
+
+def _columns(row: Row, general: str | None) -> dict[str, Callable[[Scored], bool]]:
+    """Column names, and which utterances each holds."""
+    accents = list(group_by(row.scored, "accent"))
+    if general is not None and general not in accents:
+        raise UserError(f"no utterance has the accent '{general}'; there are: {', '.join(accents) or 'none at all'}")
+    targets = [accent for accent in accents if accent != general]
+
+    def is_one_of(*wanted: str) -> Callable[[Scored], bool]:
+        return lambda x: x.value("accent") in wanted
+
+    columns = {accent: is_one_of(accent) for accent in targets}
+    if len(targets) > 1:
+        columns[POOLED] = is_one_of(*targets)
+    if general is not None:
+        columns[general] = is_one_of(general)
+    return columns or {ALL: lambda x: True}
+
+
+def _match(first: Row, row: Row) -> list[Scored]:
+    try:
+        return match(first.scored, row.scored)
+    except UserError as error:
+        raise UserError(f"'{row.name}' cannot stand beside '{first.name}': {error}") from None
+
+
+def _decode(folder: str, facts: dict) -> Decode:
+    # an old system.json without a date was written when its file was
+    written = datetime.fromtimestamp(Path(folder, SYSTEM).stat().st_mtime, UTC)
+    return Decode(
+        command=str(facts.get("command", "unknown")),
+        git=str(facts.get("git", "unknown")),
+        versions=dict(facts.get("versions") or {}),
+        date=str(facts.get("date") or written.isoformat(timespec="seconds")),
+        seconds=_number(facts, "seconds", folder, optional=True),
+    )
+
+
+def _number(facts: dict, key: str, folder: str, optional: bool = False) -> float | None:
+    value = facts.get(key)
+    if value is None and optional:
+        return None
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise UserError(f"{Path(folder, SYSTEM)}: '{key}' is {value!r}, not a number; decode again")
+    return value
+
+
+def _mean(values: Sequence[tuple[float | None, int]]) -> float | None:
+    known = [(value, weight) for value, weight in values if value is not None]
+    return sum(value * weight for value, weight in known) / sum(weight for _, weight in known) if known else None

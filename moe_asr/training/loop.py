@@ -1,0 +1,250 @@
+"""The training loop. It knows batches, losses and weights, and nothing of speech, models or experts."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from moe_asr.errors import UserError
+from moe_asr.training.config import TrainConfig
+from moe_asr.training.distributed import rank
+from moe_asr.training.optimizer import build_optimizer, check_trainable, describe_parameters, shorten
+from moe_asr.training.reports import Reports
+from moe_asr.training.run_state import RunState
+from moe_asr.training.schedule import learning_rate_factor
+from moe_asr.training.signals import StopSignals
+from moe_asr.training.update import Forward, LossSums, Update, Updater
+
+
+class Trainer:
+    """Trains `model` in `run_dir`, going on from the newest intact checkpoint there if there is one.
+
+    A run that is stopped and goes on is, bit for bit, the run that was never stopped.
+
+    Args:
+        model: already on its device; its trainable parameters must be exactly `trainable`
+        forward: `forward(batch, generator) -> loss` with `total`, `count` and `parts`, sums over the batch. `generator`
+            is a CPU generator to draw augmentation from; it is None in validation, where nothing is random
+        train_batches: `train_batches(epoch, start)` gives the batches of an epoch from number `start` on; each has
+            `ids` and `to(device)`
+        run_dir: gets checkpoints/, metrics.jsonl, skipped.jsonl, train.log and tensorboard/
+        trainable: names of the parameters declared to train
+        valid_batches: gives the validation set
+        identity: whatever else makes the run what it is (data, model), as a plain dict; it may not change on resume
+        seconds_of: seconds of audio in a batch, for the speed in the reports
+        monitors: `monitor(writer, step, epoch)`, called after each validation with TensorBoard's writer
+
+    Raises:
+        UserError: the trainable set is not the declared one, the run was started with other settings, or it has
+            checkpoints of which none is intact.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        forward: Forward,
+        train_batches: Callable[[int, int], Iterable],
+        config: TrainConfig,
+        run_dir: str | Path,
+        *,
+        trainable: Iterable[str],
+        valid_batches: Callable[[], Iterable] | None = None,
+        identity: dict | None = None,
+        seconds_of: Callable[[Any], float] | None = None,
+        monitors: Sequence[Callable[[Any, int, int], None]] = (),
+    ) -> None:
+        check_trainable(model, trainable)
+        if valid_batches is None and (config.average == "best" or config.early_stopping):
+            raise UserError("average: best and early_stopping need a validation set; give one, or use average: last")
+        self.model, self.config, self.monitors = model, config, monitors
+        self._train_batches, self._valid_batches, self._seconds_of = train_batches, valid_batches, seconds_of
+        device = next(model.parameters()).device
+        optimizer = build_optimizer(model, config.optim)
+        self._updater = Updater(forward, optimizer, device, config.optim.clip_grad_norm, config.precision, config.seed)
+        self.state = RunState(Path(run_dir) / "checkpoints", model, optimizer, config, identity or {})
+        self.progress = self.state.progress
+        lines = [*describe_parameters(model, optimizer), *self.state.resume()]
+        self.reports = Reports(
+            Path(run_dir), config.tensorboard, self.progress.position, self.progress.step, rank() != 0
+        )
+        for line in lines:
+            self.reports.say(line)
+        self._signals = StopSignals()
+        self._epoch_length: int | None = None
+        self._clock, self._heard = time.perf_counter(), 0.0
+
+    def train(self) -> None:
+        """Trains to the end. The model then holds the mean of the checkpoints that the configuration asks for.
+
+        Raises:
+            UserError: too many updates in a row were not finite, there is no data, or a checkpoint cannot be written.
+            KeyboardInterrupt, SystemExit: a signal came, see `signals`; the step was finished and saved.
+        """
+        try:
+            with self._signals:
+                self._run()
+                if self._signals.received:
+                    self.state.save()
+                    self.reports.say(
+                        f"stopped by {self._signals.received.name} and saved; the same command goes on from here"
+                    )
+                    self._signals.leave()
+            folders = self.state.average()
+            final = ("mean of " if len(folders) > 1 else "") + ", ".join(folder.name for folder in folders)
+            self.reports.say(f"done after {self.progress.step} updates; final weights: {final}")
+            self.model.eval()
+        finally:
+            self.reports.close()
+
+    @property
+    def finished(self) -> bool:
+        config, progress = self.config, self.progress
+        return (
+            progress.epoch >= config.max_epochs
+            or (config.max_steps is not None and progress.step >= config.max_steps)
+            or (config.early_stopping is not None and progress.milestones_since_best >= config.early_stopping)
+        )
+
+    def _run(self) -> None:
+        """Updates, milestones and checkpoints until the run is finished or a signal has come."""
+        progress, every = self.progress, self.config.save_every
+        self.model.train()
+        self._milestone_if_due()  # a run may have been stopped just before one
+        updates = self._updates()
+        while not self._signals.received and (batches := next(updates, None)) is not None:
+            if batches:
+                self._update(batches)
+            self._milestone_if_due()
+            if every and batches and progress.step % every == 0:
+                self.state.save()
+
+    def _updates(self) -> Iterator[list]:
+        """The batches of one update after the other, from the saved position on; an empty list ends an epoch."""
+        progress = self.progress
+        while not self.finished:
+            epoch = self._train_batches(progress.epoch, progress.batch)
+            self._epoch_length = progress.batch + len(epoch) if hasattr(epoch, "__len__") else None
+            batches = iter(epoch)
+            while not self.finished and (group := list(islice(batches, self.config.accumulate))):
+                yield group
+            if self.finished:
+                return
+            if progress.batch == 0:
+                raise UserError("the training data gives no batches; see whether its manifest is empty")
+            progress.epoch, progress.batch = progress.epoch + 1, 0
+            yield []
+
+    def _update(self, batches: list) -> None:
+        progress, optim = self.progress, self.config.optim
+        factor = learning_rate_factor(progress.step + 1, optim.schedule, self._decay_steps())
+        update = self._updater(batches, progress.epoch, progress.batch, optim.lr * factor)
+        progress.batch += len(batches)
+        if self._seconds_of:
+            self._heard += sum(map(self._seconds_of, batches))
+        if update.made:
+            progress.step += 1
+            progress.skipped_in_a_row = 0
+            progress.window.add(update.sums)
+            if progress.step == 1 and update.unreached:
+                self.reports.say(f"warning: the first update had no gradient for {shorten(update.unreached)}")
+            self._log(update)
+        else:
+            self._skip(batches, update)
+
+    def _skip(self, batches: list, update: Update) -> None:
+        """Counts and names an update that was not made; ends the run when patience is at its end."""
+        progress = self.progress
+        progress.skipped += 1
+        progress.skipped_in_a_row += 1
+        ids = [name for number in update.bad_batches for name in batches[number].ids]
+        what = "gradient" if math.isfinite(update.sums.total) else "loss"
+        self.reports.skipped({**self._place(), "not_finite": what, "ids": ids})
+        self.reports.say(
+            f"step {progress.step + 1} skipped: {what} not finite ({len(ids)} utterances, see skipped.jsonl)"
+        )
+        if progress.skipped_in_a_row >= self.config.patience:
+            raise UserError(
+                f"{progress.skipped_in_a_row} updates in a row had a non-finite loss or gradient, last with {ids[0]};"
+                " lower the learning rate, or look at the utterances in skipped.jsonl"
+            )
+
+    def _log(self, update: Update) -> None:
+        """A line of metrics every `log_every` updates; the progress bar after each."""
+        progress = self.progress
+        if progress.step % self.config.log_every == 0:
+            seconds = time.perf_counter() - self._clock
+            window = progress.window
+            rates = {group["name"]: group["lr"] for group in self._updater.optimizer.param_groups}
+            record = {**self._place(), "loss": window.loss, "parts": window.means, "lr": rates}
+            record |= {"grad_norm": update.grad_norm, "skipped": progress.skipped, "seconds": seconds}
+            line = f"epoch {progress.epoch + 1} step {progress.step}: loss {window.loss:.4g}, "
+            line += f"lr {max(rates.values()):.3g}, gradient norm {update.grad_norm:.3g}"
+            if self._seconds_of:
+                record["audio_seconds_per_second"] = self._heard / seconds
+                line += f", {self._heard / seconds:.0f} s of audio per s"
+            self.reports.record(record)
+            self.reports.say(line, log_only=self.reports.on_terminal)
+            progress.window, self._clock, self._heard = LossSums(), time.perf_counter(), 0.0
+        text = f"epoch {progress.epoch + 1}  step {progress.step}  loss {update.sums.loss:.4g}"
+        self.reports.progress(progress.batch, self._epoch_length, text)
+
+    def _milestone_if_due(self) -> None:
+        """Validates and saves, at the places the configuration names and at the end of the run."""
+        progress, config = self.progress, self.config
+        if config.validate_unit == "step":
+            due = progress.step % config.validate_every == 0 and progress.step > 0
+        else:
+            due = progress.batch == 0 and progress.epoch % config.validate_every == 0 and progress.epoch > 0
+        if not (due or self.finished) or progress.step == progress.milestone or self._signals.received:
+            return
+        started = time.perf_counter()
+        sums = self._validate()
+        if sums is None:
+            return  # interrupted; it is due again when the run goes on
+        progress.milestone = progress.step
+        progress.valid_loss = sums.loss if math.isfinite(sums.loss) else None
+        line = f"after epoch {progress.epoch}" if progress.batch == 0 else f"in epoch {progress.epoch + 1}"
+        line += f", step {progress.step}: "
+        if self._valid_batches:
+            best = progress.valid_loss is not None and progress.valid_loss < (progress.best_loss or math.inf)
+            progress.best_loss = progress.valid_loss if best else progress.best_loss
+            progress.milestones_since_best = 0 if best else progress.milestones_since_best + 1
+            line += f"validation loss {sums.loss:.4g}{' (best)' if best else ''}, "
+            self.reports.record({**self._place(), "valid": {"loss": progress.valid_loss, "parts": sums.means}})
+        if self.reports.writer:
+            for monitor in self.monitors:
+                monitor(self.reports.writer, progress.step, progress.epoch)
+        self.state.save()
+        self.reports.say(line + "saved")
+        self._clock += time.perf_counter() - started  # the speed of training is that of training alone
+
+    def _validate(self) -> LossSums | None:
+        """Sums over the validation set; None if a signal came."""
+        sums = LossSums()
+        self.model.eval()
+        for batch in self._valid_batches() if self._valid_batches else ():
+            sums.add(self._updater.evaluate(batch))
+            if self._signals.received:
+                return None
+        return sums
+
+    def _place(self) -> dict[str, int]:
+        return {"step": self.progress.step, "epoch": self.progress.epoch, "batch": self.progress.batch}
+
+    def _decay_steps(self) -> int:
+        """Length of the decay: that of the run as first planned, so that a longer run does not change the past."""
+        progress, config = self.progress, self.config
+        if progress.decay_steps is None and config.optim.schedule.needs_length:
+            if self._epoch_length is None and config.max_steps is None:
+                raise UserError("the length of an epoch is not known: set optim.schedule.decay_steps")
+            limits = [config.max_steps] if config.max_steps is not None else []
+            if self._epoch_length is not None:
+                limits.append(-(-self._epoch_length // config.accumulate) * config.max_epochs)
+            progress.decay_steps = min(limits)
+        return progress.decay_steps or 0

@@ -1,0 +1,148 @@
+"""A training run from its configuration: data, model and experts, trained and saved.
+
+`exp_dir` gets `config.yaml` (resolved), checkpoints and logs (see `Trainer`), and `final/`: a model folder, or for an
+adaptation everything but the frozen recogniser.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Optional
+
+import torch
+
+from moe_asr.config import save_config, to_plain
+from moe_asr.data.batches import Batch, BatchLoader, DataConfig
+from moe_asr.data.features import FeatureConfig, SpecAugmentConfig, log_mel, spec_augment
+from moe_asr.data.manifests import domain_names, read_manifests
+from moe_asr.data.tokens import Tokens
+from moe_asr.device import pick_device
+from moe_asr.errors import UserError
+from moe_asr.methods.adaptation import AdaptationConfig, AdaptedRecogniser, adapt
+from moe_asr.methods.pictures import RoutingMonitor
+from moe_asr.models.build import ModelConfig, build_model, complete_config
+from moe_asr.models.folder import FolderConfig, load_model, save_model
+from moe_asr.models.interface import Loss, Recogniser
+from moe_asr.provenance import record
+from moe_asr.training.config import TrainConfig
+from moe_asr.training.loop import Trainer
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Trains a model from scratch (`model`), fine-tunes all of one (`init`), or trains experts on a frozen one (`init` and
+    `adaptation`).
+
+    Args:
+        exp_dir: folder of the run; a run that was stopped there goes on
+        data: training data
+        valid: validation data
+        model: what to train from scratch
+        init: model folder to start from
+        adaptation: experts to train on the frozen model
+        tokens: folder of the token set, for a recogniser trained from scratch
+        features: input of a model trained from scratch
+        normaliser: name of the normaliser that the transcripts went through
+        augment: SpecAugment; unset for none
+        train: the loop and its optimiser
+        gradient_checkpointing: recompute activations in the backward pass, to save memory
+        device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one
+    """
+
+    exp_dir: str
+    data: DataConfig
+    valid: DataConfig
+    model: Optional[ModelConfig] = None
+    init: Optional[str] = None
+    adaptation: Optional[AdaptationConfig] = None
+    tokens: Optional[str] = None
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    normaliser: str = "none"
+    augment: Optional[SpecAugmentConfig] = None
+    train: TrainConfig = field(default_factory=TrainConfig)
+    gradient_checkpointing: bool = False
+    device: str = "auto"
+
+
+def train(config: RunConfig) -> None:
+    """Runs the whole of it.
+
+    Raises:
+        UserError: the configuration contradicts itself or the data, or see `Trainer`
+    """
+    exp_dir = Path(config.exp_dir)
+    device = pick_device(config.device)
+    torch.manual_seed(config.train.seed)
+    folder, tokens, model = _start(config)
+    recogniser = isinstance(model, Recogniser)
+    domains = () if recogniser else model.domains
+    monitors = []
+    if config.adaptation is not None:
+        if not recogniser:
+            raise UserError(f"{config.init} is no recogniser; experts go on a recogniser")
+        model = adapt(model, config.adaptation)
+        domains, monitors = model.config.domains, [RoutingMonitor(model)]
+        model.adapter.check_trainable()
+        prefix = {id(p) for p in model.adapter.parameters()}
+        trainable = [name for name, p in model.named_parameters() if id(p) in prefix]
+    else:
+        trainable = [name for name, _ in model.requires_grad_(True).named_parameters()]
+    if config.gradient_checkpointing and config.adaptation is not None:
+        model.recogniser.set_gradient_checkpointing(True, model.adapter.checkpoint_context_fn)
+    elif config.gradient_checkpointing:
+        model.set_gradient_checkpointing(True)
+    save_config(config, exp_dir / "config.yaml")
+
+    model.to(device).train()
+    rate = folder.features.sample_rate
+    train_loader = BatchLoader(replace(config.data, sample_rate=rate), tokens, domains)
+    valid_loader = BatchLoader(replace(config.valid, sample_rate=rate), tokens, domains)
+
+    def forward(batch: Batch, generator: Optional[torch.Generator]) -> Loss:
+        features_NTF, lengths_N = log_mel(batch.audio_NS, batch.audio_lengths_N, folder.features)
+        if config.augment is not None and generator is not None:
+            features_NTF = spec_augment(features_NTF, lengths_N, config.augment, generator)
+        return model(features_NTF, lengths_N, batch)
+
+    def batches(epoch: int, start: int) -> BatchLoader:
+        train_loader.seek(epoch, start)
+        return train_loader
+
+    trainer = Trainer(
+        model,
+        forward,
+        batches,
+        config.train,
+        exp_dir,
+        trainable=trainable,
+        valid_batches=lambda: valid_loader,
+        identity={k: v for k, v in to_plain(config).items() if k not in ("train", "exp_dir", "device")},
+        seconds_of=lambda batch: float(batch.audio_lengths_N.sum()) / rate,
+        monitors=monitors,
+    )
+    trainer.train()
+    if isinstance(model, AdaptedRecogniser):
+        model.save(exp_dir / "final", {"base": config.init, **record()})
+    else:
+        save_model(exp_dir / "final", model, replace(folder, finetuned=config.init is not None), tokens)
+    print(f"saved {exp_dir / 'final'}")
+
+
+def _start(config: RunConfig):
+    """What belongs to the model, its tokens, and the model itself, fresh or loaded."""
+    if (config.model is None) == (config.init is None):
+        raise UserError("give either model (to train from scratch) or init (a model folder to start from)")
+    if config.init is not None:
+        loaded = load_model(config.init)
+        return loaded.config, loaded.tokens, loaded.model
+    if config.adaptation is not None:
+        raise UserError("experts go on a trained model: give init, a model folder")
+    classifier = config.model.domain_classifier is not None
+    if classifier == (config.tokens is not None):
+        raise UserError("a recogniser needs tokens, the folder of its token set" if not classifier else
+                        "a domain_classifier has no tokens; leave them out")  # fmt: skip
+    tokens = None if classifier else Tokens(config.tokens)
+    names = domain_names(read_manifests(config.data.manifests), config.data.domain_key) if classifier else ()
+    model = complete_config(config.model, config.features.num_mels, tokens.size if tokens else 0, names)
+    return FolderConfig(model, config.features, config.normaliser), tokens, build_model(model)

@@ -1,0 +1,204 @@
+import dataclasses
+
+import pytest
+import torch
+
+from moe_asr.data.batches import Batch
+from moe_asr.data.features import FeatureConfig, log_mel
+from moe_asr.errors import UserError
+from moe_asr.experts import ExpertLinear, ExpertSpec, RouterSpec, base_identity
+from moe_asr.methods.adaptation import AdaptationConfig, adapt, load_adapted
+from moe_asr.methods.hdmole import ROUTERS, entropy_fallback
+from moe_asr.methods.pictures import RoutingMonitor, routing_figure
+from moe_asr.models.build import ModelConfig, build_model
+from moe_asr.models.conformer import ConformerConfig
+from moe_asr.models.conformer_ctc import ConformerCTCConfig
+from moe_asr.models.domain_classifier import DomainClassifierConfig
+from moe_asr.models.folder import FolderConfig, save_model
+
+ENCODER = ConformerConfig(mels=20, width=16, layers=2, heads=2)
+FEATURES = FeatureConfig(num_mels=20)
+DOMAINS = ("a", "b", "c")
+
+
+def recogniser():
+    torch.manual_seed(0)
+    return build_model(ModelConfig(conformer_ctc=ConformerCTCConfig(encoder=ENCODER, vocab_size=9))).eval()
+
+
+def batch(n=3):
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.tensor([16000, 9000, 12345])[:n]
+    audio = 0.1 * torch.randn(n, 16000, generator=generator)
+    audio[torch.arange(16000) >= lengths[:, None]] = 0
+    names = [""] * n
+    return Batch([f"u{i}" for i in range(n)], names, names, names, names, audio, lengths,
+                 torch.randint(3, 9, (n, 4), generator=generator), torch.full((n,), 4), torch.tensor([0, 2, 1])[:n])  # fmt: skip
+
+
+@pytest.fixture
+def classifier(tmp_path):
+    torch.manual_seed(3)
+    config = ModelConfig(domain_classifier=DomainClassifierConfig(encoder=ENCODER, domains=DOMAINS))
+    save_model(tmp_path / "classifier", build_model(config), FolderConfig(config, FEATURES))
+    return str(tmp_path / "classifier")
+
+
+def adaptation(classifier, router=RouterSpec(), **options):
+    experts = ExpertSpec((r".*(q_proj|v_proj|up|down)",), 3, 2, router=router)
+    return AdaptationConfig(experts, domain_classifier=classifier, **options)
+
+
+def fill(adapted):
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in adapted.adapter.parameters():
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+def features(batch):
+    return log_mel(batch.audio_NS, batch.audio_lengths_N, FEATURES)
+
+
+def log_probs(adapted, batch, **route):
+    x, lengths = features(batch)
+    with torch.no_grad(), adapted.route(batch, lengths, **route):
+        return adapted.recogniser.log_probs(x, lengths)
+
+
+def cut(batch, n):
+    rows = {k: v[n : n + 1] for k, v in vars(batch).items()}
+    length = int(rows["audio_lengths_N"])
+    return dataclasses.replace(batch, **{**rows, "audio_NS": rows["audio_NS"][:, :length]})
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_mixed_batch_equals_one_by_one_and_save_load_is_exact(name, classifier, tmp_path):
+    adapted = adapt(recogniser(), adaptation(classifier, ROUTERS[name])).eval()
+    fill(adapted)
+    whole, frames = log_probs(adapted, batch())
+    for n in range(3):
+        alone, length = log_probs(adapted, cut(batch(), n))
+        assert frames[n] == length[0]
+        torch.testing.assert_close(whole[n, : frames[n]], alone[0], rtol=1e-4, atol=1e-4)
+    adapted.save(tmp_path / "final")
+    again = load_adapted(recogniser(), tmp_path / "final")
+    assert torch.equal(log_probs(again, batch())[0], whole)
+
+
+def test_training_touches_the_experts_alone(classifier):
+    adapted = adapt(recogniser(), adaptation(classifier))
+    base = base_identity(adapted.recogniser)
+    fixed = {n: p.clone() for n, p in adapted.classifier.state_dict().items()}
+    adapted.train()
+    assert not adapted.classifier.training and adapted.recogniser.training
+    optimizer = torch.optim.AdamW(adapted.adapter.parameters(), lr=0.01)
+    losses = []
+    for _ in range(8):
+        loss = adapted(*features(batch()), batch())
+        (loss.total / loss.count).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.total.item())
+    assert losses[-1] < losses[0]
+    assert base_identity(adapted.recogniser) == base
+    assert all(torch.equal(fixed[n], p) for n, p in adapted.classifier.state_dict().items())
+
+
+def test_routes(classifier):
+    adapted = adapt(recogniser(), adaptation(classifier, ROUTERS["given"])).eval()
+    fill(adapted)
+    b = batch()
+    posteriors = adapted.classifier.posteriors(*features(b))
+    torch.testing.assert_close(adapted.domain_weights(b), posteriors)
+    assert torch.equal(adapted.domain_weights(b, "label"), torch.eye(3)[[0, 2, 1]])
+    assert torch.equal(adapted.domain_weights(b, "uniform"), torch.full((3, 3), 1 / 3))
+    unlabelled = dataclasses.replace(b, domains_N=torch.tensor([0, -1, 1]))
+    with pytest.raises(UserError, match="utterance u1 has none of the domains a, b, c"):
+        adapted.domain_weights(unlabelled, "label")
+    # A uniform posterior with full fallback is the base model.
+    with adapted.adapter.disabled():
+        base = log_probs(adapted, b)[0]
+    torch.testing.assert_close(log_probs(adapted, b, global_route="uniform", fallback=1.0)[0], base)
+
+
+def test_entropy_fallback():
+    p = torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.9, 0.1]])
+    scale = entropy_fallback(p, 1.0)
+    h = -(0.9 * torch.tensor(0.9).log() + 0.1 * torch.tensor(0.1).log()) / torch.tensor(2.0).log()
+    torch.testing.assert_close(scale, torch.stack([torch.tensor(1.0), torch.tensor(0.0), 1 - h]))
+    assert torch.equal(entropy_fallback(p, 0.0), torch.ones(3))
+
+
+def test_one_lora_needs_no_domains():
+    config = AdaptationConfig(ExpertSpec(("q_proj",), 1, 4, router=RouterSpec(route="given", select="all")))
+    adapted = adapt(recogniser(), config).train()
+    loss = adapted(*features(batch()), dataclasses.replace(batch(), domains_N=torch.full((3,), -1)))
+    loss.total.backward()
+    assert set(adapted.adapter.named_parameters()) == {f"{n}.{m}" for n in adapted.adapter.layers for m in "AB"}
+
+
+def test_balance_is_part_of_the_loss(classifier):
+    router = dataclasses.replace(ROUTERS["dense"], balance=0.5)
+    adapted = adapt(recogniser(), adaptation(None, router, domains=DOMAINS)).train()
+    loss = adapted(*features(batch()), batch())
+    assert "balance" in loss.parts and float(loss.parts["balance"]) > 0
+    adapted.eval()
+    assert "balance" not in adapted(*features(batch()), batch()).parts
+
+
+def test_gradient_checkpointing_keeps_its_routing(classifier):
+    def gradients(checkpointing):
+        model = recogniser()
+        adapted = adapt(model, adaptation(classifier))
+        model.set_gradient_checkpointing(checkpointing, adapted.adapter.checkpoint_context_fn)
+        fill(adapted)
+        adapted.recogniser.train()
+        for module in adapted.modules():
+            if "Dropout" in type(module).__name__:
+                module.eval()
+        torch.manual_seed(0)
+        adapted(*features(batch()), batch()).total.backward()
+        return {n: p.grad for n, p in adapted.adapter.named_parameters().items()}
+
+    plain, checkpointed = gradients(False), gradients(True)
+    for name in plain:
+        torch.testing.assert_close(checkpointed[name], plain[name], rtol=1e-4, atol=1e-5)
+
+
+def test_pictures_and_monitor(classifier):
+    adapted = adapt(recogniser(), adaptation(classifier)).eval()
+    log_probs(adapted, batch())
+    assert len(routing_figure(adapted.statistics, most=3).axes) == 4  # three layers and the colour bar
+
+    class Writer:
+        def __init__(self):
+            self.names = []
+
+        def add_figure(self, name, figure, step):
+            self.names.append(name)
+
+        add_scalar = add_figure
+
+    writer = Writer()
+    RoutingMonitor(adapted)(writer, 1, 1)
+    assert {"routing/weights", "routing/active_experts"} <= set(writer.names)
+    assert adapted.statistics.layers == []
+
+
+def test_errors(classifier, tmp_path):
+    experts = adaptation(None).experts
+    with pytest.raises(UserError, match="3 experts for 2 domains"):
+        adapt(recogniser(), AdaptationConfig(experts, domains=("a", "b"), global_route="label"))
+    with pytest.raises(UserError, match="but the classifier knows a, b, c"):
+        adapt(recogniser(), adaptation(classifier, domains=("c", "b", "a")))
+    with pytest.raises(UserError, match="needs a domain_classifier"):
+        adapt(recogniser(), AdaptationConfig(experts, domains=DOMAINS))
+    with pytest.raises(UserError, match="no model folder"):
+        adapt(recogniser(), adaptation(str(tmp_path / "nowhere")))
+    with pytest.raises(UserError, match="no adaptation in"):
+        load_adapted(recogniser(), tmp_path)
+    model = recogniser()
+    with pytest.raises(UserError, match="matches no linear layer"):
+        adapt(model, AdaptationConfig(ExpertSpec(("nothing",), 3), domains=DOMAINS, global_route="label"))
+    assert not any(isinstance(m, ExpertLinear) for m in model.modules())

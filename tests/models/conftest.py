@@ -1,0 +1,46 @@
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from moe_asr.models.conformer import ConformerConfig
+
+
+@dataclass
+class Targets:
+    tokens_NU: torch.Tensor
+    token_lengths_N: torch.Tensor
+    domains_N: torch.Tensor
+
+
+@pytest.fixture
+def tiny():
+    """Size of an encoder that is quick, with nothing dividing anything by chance."""
+    return ConformerConfig(mels=7, width=12, layers=2, heads=2, ffn_multiplier=3, kernel=5, dropout=0.0)
+
+
+@pytest.fixture
+def make_targets():
+    def make(tokens, domains=None):
+        lengths = torch.tensor([len(t) for t in tokens])
+        padded = torch.zeros(len(tokens), int(lengths.max()), dtype=torch.int64)
+        for row, ids in zip(padded, tokens):
+            row[: len(ids)] = torch.tensor(ids)
+        return Targets(padded, lengths, torch.tensor(domains or [-1] * len(tokens)))
+
+    return make
+
+
+@pytest.fixture
+def make_batch():
+    """Utterances padded with rubbish, which nothing may depend on."""
+
+    def make(lengths, mels=7, longer=0, rubbish=1e3, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        utterances = [torch.randn(n, mels, generator=generator) for n in lengths]
+        features = torch.full((len(lengths), max(lengths) + longer, mels), rubbish)
+        for row, utterance in zip(features, utterances):
+            row[: len(utterance)] = utterance
+        return features, torch.tensor(lengths), utterances
+
+    return make

@@ -1,0 +1,232 @@
+"""Speed and memory of the expert layer, against what its arithmetic costs at least and against other implementations.
+
+    python tools/bench/expert_layer.py --check
+
+Shapes: N utterances, T frames, I input width, O output width, E experts, R rank, d width of a square layer.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Optional
+
+import torch
+from common import Call, Row, main, paired
+from torch import Tensor, nn
+
+from moe_asr.experts import Adapter, ExpertLinear, ExpertSpec, RouterSpec, attach
+from moe_asr.experts.context import RoutingContext
+
+NUM_EXPERTS, RANK = 8, 16
+DENSE = RouterSpec(route="local", select="all")
+GIVEN = RouterSpec(route="given", select="all")
+HIERARCHICAL = RouterSpec()
+
+
+class Linear(nn.Module):
+    """The model around a single layer."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+        self.linear.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x)
+
+
+class FixedWeights(nn.Module):
+    """Stands in for a router: weights that are simply there, so that mixing is timed alone."""
+
+    def __init__(self, gates: Tensor) -> None:
+        super().__init__()
+        self.gates = nn.Parameter(gates)
+
+    def forward(self, x_NTI: Tensor, mask_NT: Optional[Tensor], routing: object) -> Tensor:
+        return self.gates
+
+
+class LoopedExperts(nn.Module):
+    """The formula as it is usually written: one pair of small layers for each expert, one after another."""
+
+    def __init__(self, linear: nn.Linear, gates_NTE: Tensor, rank: int, scale: float) -> None:
+        super().__init__()
+        self.linear, self.scale, self.gates = linear, scale, nn.Parameter(gates_NTE)
+        experts = range(gates_NTE.shape[-1])
+        self.down = nn.ModuleList(nn.Linear(linear.in_features, rank, bias=False) for _ in experts)
+        self.up = nn.ModuleList(nn.Linear(rank, linear.out_features, bias=False) for _ in experts)
+
+    def forward(self, x_NTI: Tensor) -> Tensor:
+        y_NTO = self.linear(x_NTI)
+        for e, (down, up) in enumerate(zip(self.down, self.up)):
+            y_NTO = y_NTO + self.scale * self.gates[..., e : e + 1] * up(down(x_NTI))
+        return y_NTO
+
+
+def step(module: nn.Module, x: Tensor, adapter: Optional[Adapter] = None, **routing: Tensor) -> Call:
+    """One forward and backward pass, with gradients for x, all parameters that train, and the routing."""
+    leaves = [p for p in module.parameters() if p.requires_grad] + [v for v in routing.values() if v.requires_grad]
+    inputs = [x.clone().requires_grad_(), *leaves]
+    dy = torch.randn_like(x)
+
+    def call() -> None:
+        if adapter is None:
+            torch.autograd.grad(module(inputs[0]), inputs, dy)
+        else:
+            with adapter.route(**routing):
+                torch.autograd.grad(module(inputs[0]), inputs, dy)
+
+    return call
+
+
+def experts_on(d: int, router: RouterSpec, num_experts: int = NUM_EXPERTS, rank: int = RANK, **options: object) -> Adapter:
+    spec = ExpertSpec(("linear",), num_experts, rank, router=router, **options)
+    return _filled(attach(Linear(d), spec))
+
+
+def mixing_layer(d: int, frames: int) -> ExpertLinear:
+    gates_NTE = torch.rand(1, frames, NUM_EXPERTS).softmax(-1)
+    spec = ExpertSpec(("linear",), NUM_EXPERTS, RANK)
+    layer = ExpertLinear(Linear(d).linear, spec, FixedWeights(gates_NTE), RoutingContext())
+    nn.init.normal_(layer.B, std=0.02)
+    return layer
+
+
+def peft_lora(d: int, rank: int) -> nn.Module:
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(Linear(d), LoraConfig(r=rank, lora_alpha=32, target_modules=["linear"])).base_model.model.linear
+
+
+def against_floor(d: int, frames: int) -> list[Row]:
+    floor = 1 + 3 * NUM_EXPERTS * RANK / d
+    x = torch.randn(1, frames, d)
+    linear = step(Linear(d), x)
+    dense, hierarchical = experts_on(d, DENSE), experts_on(d, HIERARCHICAL)
+    routing = {"domains": torch.tensor([2]), "lengths": torch.tensor([frames])}
+    rows = [("experts", 1.08, step(mixing_layer(d, frames), x))]
+    rows += [("experts and dense router", None, step(dense.model, x, dense))]
+    rows += [("experts and hierarchical router", None, step(hierarchical.model, x, hierarchical, **routing))]
+    return [Row(f"{name} / FLOP floor, d = {d}", paired(ours, linear, floor), bar) for name, bar, ours in rows]
+
+
+def against_lora(d: int, frames: int, rank: int, bar: float) -> Row:
+    x = torch.randn(1, frames, d)
+    ratio = paired(step(mixing_layer(d, frames), x), step(peft_lora(d, rank), x))
+    return Row(f"experts / PEFT LoRA of rank {rank}, d = {d}", ratio, bar)
+
+
+def against_loop(d: int, frames: int) -> Row:
+    x = torch.randn(1, frames, d)
+    layer = mixing_layer(d, frames)
+    loop = LoopedExperts(layer.base, layer.router.gates.detach(), RANK, layer.spec.scale)
+    return Row(f"loop over experts / experts, d = {d}", paired(step(loop, x), step(layer, x)), 1.5, better="higher")
+
+
+def kept_for_backward(name: str, router: RouterSpec, bar: Optional[float], d: int, frames: int) -> Row:
+    def measure(rounds: int) -> list[float]:
+        adapter, x = experts_on(d, router), torch.randn(1, frames, d, requires_grad=True)
+        known = {tensor.untyped_storage().data_ptr() for tensor in (x, *adapter.model.parameters())}
+        items: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in known:
+                items[storage.data_ptr()] = storage.nbytes() // tensor.element_size()
+            return tensor
+
+        with adapter.route(domains=torch.tensor([2]), lengths=torch.tensor([frames])):
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                y = adapter.model(x)  # noqa: F841 (keeps the graph, so that no storage is freed and counted twice)
+        return [sum(items.values()) / frames]
+
+    return Row(f"kept for backward beyond x, {name}, d = {d}", measure, bar, "items per frame")
+
+
+@torch.no_grad()
+def inference(d: int, frames: int) -> list[Row]:
+    x = torch.randn(1, frames, d)
+    adapter = experts_on(d, GIVEN)
+    adapter.model.eval()
+    weights = torch.rand(1, NUM_EXPERTS).softmax(-1)
+    base, merged = Linear(d), adapter.merged(weights[0])
+
+    def per_utterance() -> None:
+        with torch.no_grad(), adapter.route(domains=weights):
+            adapter.model(x)
+
+    fixed = paired(torch.no_grad()(lambda: merged(x)), torch.no_grad()(lambda: base(x)))
+    return [
+        Row(f"merged once, forward / frozen linear, d = {d}", fixed, 1.03),
+        Row(f"merged for each utterance, forward / frozen linear, d = {d}", paired(per_utterance, lambda: base(x)), 1.20),
+    ]
+
+
+def factor_mixing(d: int, frames: int, num_experts: int, rank: int) -> Row:
+    x = torch.randn(1, frames, d)
+    adapter = experts_on(d, GIVEN, num_experts, rank, mixing="factor")
+    weights = torch.rand(1, num_experts).softmax(-1).requires_grad_()
+    ratio = paired(step(adapter.model, x, adapter, domains=weights), step(peft_lora(d, rank), x))
+    return Row(f"factor mixing / PEFT LoRA, d = {d}, rank {rank}, {num_experts} experts", ratio, 1.15)
+
+
+def against_xlora(d: int, frames: int) -> list[Row]:
+    """A small causal language model with experts in all linear layers of its blocks; weights for each token."""
+    from peft import LoraConfig, XLoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=256, hidden_size=d, intermediate_size=2 * d, num_hidden_layers=2, num_attention_heads=4, use_cache=False
+    )
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    tokens = torch.randint(256, (3, frames // 3))
+    ours = _filled(attach(LlamaForCausalLM(config), ExpertSpec(tuple(targets), NUM_EXPERTS, RANK, router=DENSE)))
+    with tempfile.TemporaryDirectory() as folder:
+        lora = LoraConfig(r=RANK, lora_alpha=32, target_modules=targets, init_lora_weights=False, task_type="CAUSAL_LM")
+        get_peft_model(LlamaForCausalLM(config), lora).save_pretrained(folder)
+        experts = {str(e): str(Path(folder)) for e in range(NUM_EXPERTS)}
+        mixture = XLoraConfig(hidden_size=d, adapters=experts, use_trainable_adapters=True, task_type="CAUSAL_LM")
+        theirs = get_peft_model(LlamaForCausalLM(config), mixture)
+
+    def training(model: nn.Module) -> Call:
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        return lambda: torch.autograd.grad(
+            model(input_ids=tokens, labels=tokens).loss, parameters, allow_unused=True
+        )
+
+    def decoding(model: nn.Module) -> Call:
+        return torch.no_grad()(lambda: model(input_ids=tokens))
+
+    return [
+        Row(f"PEFT X-LoRA / experts, whole model, forward, d = {d}", paired(decoding(theirs), decoding(ours.model)), 3.0, better="higher"),
+        Row(f"PEFT X-LoRA / experts, whole model, d = {d}", paired(training(theirs), training(ours.model)), 2.5, better="higher"),
+    ]
+
+
+def make_rows(quick: bool) -> list[Row]:
+    frames, small, middle, large = (30, 24, 32, 48) if quick else (1500, 384, 768, 1280)
+    rows = [row for d in (small, middle, large) for row in against_floor(d, frames)]
+    rows += [against_lora(large, frames, RANK, 1.28)]
+    rows += [against_lora(d, frames, NUM_EXPERTS * RANK, 1.02) for d in (small, middle, large)]
+    most = NUM_EXPERTS * (RANK + 2)
+    rows += [kept_for_backward("dense router", DENSE, most, large, frames)]
+    rows += [kept_for_backward("hierarchical router", HIERARCHICAL, None, large, frames)]
+    rows += inference(large, frames)
+    rows += [factor_mixing(large, frames, experts, rank) for rank in (1, RANK) for experts in (4, 8, 10, 16)]
+    rows += [against_loop(d, frames) for d in (small, large)]
+    rows += against_xlora(middle, frames)
+    return rows
+
+
+@torch.no_grad()
+def _filled(adapter: Adapter) -> Adapter:
+    """Experts that do something: a fresh B is zero, and arithmetic on zeros may be faster."""
+    for name, parameter in adapter.named_parameters().items():
+        if name.endswith(".B"):
+            parameter.normal_(std=0.02)
+    return adapter
+
+
+if __name__ == "__main__":
+    main(make_rows, "Expert layer: CPU time, forward and backward unless said otherwise; lower is better at '<='.")

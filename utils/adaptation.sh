@@ -1,0 +1,68 @@
+# shellcheck shell=bash
+# Stages 2 to 6 of a recipe that adapts a general recogniser to several accents: base model, accent recogniser,
+# adaptations, decoding, scoring. A recipe sources this after path.sh; its own stage 1 makes, in $data_dir, the manifests
+# train_general, train_accents, dev_general, dev_accents and test (.jsonl.gz), and tokens/. It sets
+#
+#   data_dir exp_dir results  where things are
+#   systems                   adaptations to compare: names of conf/NAME.yaml
+#   general                   the accent of the general domain
+#   normaliser                name of the text normaliser
+#   training                  options for all training runs
+
+: "${data_dir:?}" "${exp_dir:?}" "${results:?}" "${systems:?}" "${general:?}" "${normaliser:?}" "${training=}"
+
+stage_2() {
+  stage "Train the base recogniser on the general accent" outputs "$exp_dir/base/final"
+  train base --data.manifests+ "$data_dir/train_general.jsonl.gz" --valid.manifests+ "$data_dir/dev_general.jsonl.gz" \
+    --tokens "$data_dir/tokens" --normaliser "$normaliser"
+}
+
+stage_3() {
+  stage "Train the accent recogniser" outputs "$exp_dir/accent/final"
+  train accent --data.manifests+ "$data_dir/train_general.jsonl.gz" --data.manifests+ "$data_dir/train_accents.jsonl.gz" \
+    --valid.manifests+ "$data_dir/dev_general.jsonl.gz" --valid.manifests+ "$data_dir/dev_accents.jsonl.gz"
+}
+
+stage_4() {
+  stage "Adapt to the accents"
+  local system
+  for system in $systems; do adapt "$system"; done
+}
+
+adapt() { # adapt NAME: full fine-tuning, or experts on the frozen base, as conf/NAME.yaml says
+  local routed=()
+  case $1 in full* | lora*) ;; *) routed=(--adaptation.domain_classifier "$exp_dir/accent/final") ;; esac
+  echo "- $1"
+  train "$1" --init "$exp_dir/base/final" "${routed[@]}" --data.manifests+ "$data_dir/train_accents.jsonl.gz" \
+    --valid.manifests+ "$data_dir/dev_accents.jsonl.gz"
+}
+
+train() { # train NAME OPTIONS: conf/NAME.yaml makes exp/NAME
+  local options
+  read -ra options <<<"$training"
+  rm -rf "$exp_dir/$1" # the stage runs again because something changed
+  python3 -m moe_asr.bin.train --config "conf/$1.yaml" --exp_dir "$exp_dir/$1" "${@:2}" "${options[@]}"
+}
+
+stage_5() {
+  stage "Decode the test set"
+  local system model
+  for system in base $systems; do
+    model=(--model "$exp_dir/$system/final")
+    if [ -f "$exp_dir/$system/final/adaptation.yaml" ]; then
+      model=(--model "$exp_dir/base/final" --adaptation "$exp_dir/$system/final")
+    fi
+    python3 -m moe_asr.bin.decode "${model[@]}" --manifest "$data_dir/test.jsonl.gz" --out_dir "$exp_dir/$system/test" \
+      --restart true
+  done
+}
+
+stage_6() {
+  stage "Score" outputs "$results"
+  local system rows=()
+  for system in base $systems; do
+    python3 -m moe_asr.bin.score --decode_dir "$exp_dir/$system/test" --normaliser "$normaliser" >"$exp_dir/$system/test/table.txt"
+    rows+=(--systems+ "$(sed -n 's/^# *name: *//p' "conf/$system.yaml")=$exp_dir/$system/test")
+  done
+  python3 -m moe_asr.bin.results "${rows[@]}" --general "$general" --normaliser "$normaliser" --output "$results"
+}
