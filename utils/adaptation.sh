@@ -40,8 +40,7 @@ adapt() { # adapt NAME: full fine-tuning, or experts on the frozen base, as conf
 train() { # train NAME OPTIONS: conf/NAME.yaml makes exp/NAME
   local options
   read -ra options <<<"$training"
-  rm -rf "$exp_dir/$1" # the stage runs again because something changed
-  python3 -m moe_asr.bin.train --config "conf/$1.yaml" --exp_dir "$exp_dir/$1" "${@:2}" "${options[@]}"
+  python3 -m moe_asr.bin.train --config "conf/$1.yaml" --exp_dir "$exp_dir/$1" --on_change restart "${@:2}" "${options[@]}"
 }
 
 stage_5() {
@@ -53,7 +52,7 @@ stage_5() {
       model=(--model "$exp_dir/base/final" --adaptation "$exp_dir/$system/final")
     fi
     python3 -m moe_asr.bin.decode "${model[@]}" --manifest "$data_dir/test.jsonl.gz" --out_dir "$exp_dir/$system/test" \
-      --restart true
+      --on_change restart
   done
 }
 

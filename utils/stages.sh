@@ -105,6 +105,7 @@ finish_stage() { # writes the marker, after the last command of a stage
 interrupted() { # interrupted CODE: ends all processes of the stage, then this script
   local tenths
   trap '' INT TERM HUP
+  disown -a # no message from bash about its end
   kill -TERM -- "-$!" 2>/dev/null
   for ((tenths = 0; tenths < 100; tenths++)); do # training saves its state before it goes
     kill -0 -- "-$!" 2>/dev/null || break

@@ -1,4 +1,4 @@
-"""Makes a token set from the texts of manifests: `python -m moe_asr.bin.tokens --manifests [data/train.jsonl.gz] ...`."""
+"""Makes a token set from the texts of manifests."""
 
 from dataclasses import dataclass
 from typing import Literal

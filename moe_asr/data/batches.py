@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -40,7 +40,7 @@ class DataConfig:
         num_workers: Processes that load audio; results do not depend on it.
     """
 
-    manifests: tuple[str, ...] = ()
+    manifests: list[str] = field(default_factory=list)
     max_duration: float = 60.0
     num_buckets: int = 50
     shuffle: bool = True

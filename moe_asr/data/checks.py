@@ -129,10 +129,10 @@ def _place(row: Row, text: str, facts: AudioFacts, config: CheckConfig) -> Utter
     except ValueError:
         return Rejection(row, "bad start or duration", f"'{row.start}', '{row.duration}' are not numbers of seconds")
     end = start + duration
-    if not (start >= 0 and end <= whole + config.duration_tolerance):  # so that NaN is caught as well
-        return Rejection(row, "wrong duration", f"{start:g} to {end:g} s is not within the file's {whole:.3f} s")
     if not row.start and abs(duration - whole) > config.duration_tolerance:
         return Rejection(row, "wrong duration", f"declared {duration:g} s, the file has {whole:.3f} s")
+    if not (start >= 0 and end <= whole + config.duration_tolerance):  # so that NaN is caught as well
+        return Rejection(row, "wrong duration", f"{start:g} to {end:g} s is not within the file's {whole:.3f} s")
     duration = min(duration, whole - start) if row.start else whole
     if not duration >= config.min_duration:
         return Rejection(row, "too short", f"{duration:.3f} s, at least {config.min_duration:g} s are needed")

@@ -38,7 +38,8 @@ def download(url: str, path: str | Path, sha256: str | None, timeout: float = 30
         _continue(url, part, timeout)
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", None) or error
-        raise UserError(f"cannot download {url}: {reason}; run again to go on with {part}") from None
+        hint = f"; run again to go on with {part}" if part.exists() else ""
+        raise UserError(f"cannot download {url}: {reason}{hint}") from None
     found = file_sha256(part)
     if sha256 not in (None, found):
         part.unlink()

@@ -40,9 +40,7 @@ class Synthesiser:
         self._library = ctypes.CDLL(espeakng_loader.get_library_path())
         # some builds look for the data below a path, others take the path itself from this variable
         os.environ["ESPEAK_DATA_PATH"] = str(self._data)
-        self.sample_rate = self._library.espeak_Initialize(
-            _SYNCHRONOUS, 0, os.fsencode(self._data.parent), _DONT_EXIT
-        )
+        self.sample_rate = self._library.espeak_Initialize(_SYNCHRONOUS, 0, os.fsencode(self._data.parent), _DONT_EXIT)
         if self.sample_rate <= 0:
             raise UserError(f"espeak-ng does not start with the data in {self._data}; install espeakng-loader again")
         self._library.espeak_ng_SetRandSeed(ctypes.c_long(seed))

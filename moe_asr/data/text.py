@@ -33,7 +33,7 @@ def _none(text: str) -> str:
 
 def _english(text: str) -> str:
     """Lower-case a-z, digits and apostrophes inside words; accents are dropped, all else separates words."""
-    text = unicodedata.normalize("NFKD", text.translate(_APOSTROPHES)).lower()
+    text = unicodedata.normalize("NFKD", _plain(text).lower())
     text = "".join(c for c in text if not unicodedata.combining(c))
     words = re.findall(r"[a-z0-9']+", text)
     return " ".join(word for word in (word.strip("'") for word in words) if word)
@@ -41,7 +41,7 @@ def _english(text: str) -> str:
 
 def _multilingual(text: str) -> str:
     """Lower case; letters, marks, digits and apostrophes inside words of any script; all else separates words."""
-    text = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES).lower())
+    text = unicodedata.normalize("NFKC", _plain(text).lower())
     # zero-width characters shape letters (Persian) but are not heard, and are used unevenly
     text = text.replace("\u200c", " ").replace("\u200d", "").replace("\u200b", "")
     text = "".join(c if c == "'" or unicodedata.category(c)[0] in "LMN" else " " for c in text)
@@ -52,6 +52,12 @@ def _mandarin(text: str) -> str:
     """As `multilingual`, and without spaces beside Chinese characters, so that spacing habits do not matter."""
     text = _multilingual(text)
     return re.sub(rf"(?<=[{_HAN}]) | (?=[{_HAN}])", "", text)
+
+
+def _plain(text: str) -> str:
+    """Compatible characters made one (full width, mathematical, ligatures), and all apostrophes '."""
+    # before, because a free-standing acute falls apart into a space and a mark; after, because some letters hold one
+    return unicodedata.normalize("NFKC", text.translate(_APOSTROPHES)).translate(_APOSTROPHES)
 
 
 NORMALISERS: dict[str, Callable[[str], str]] = {

@@ -18,7 +18,7 @@ from moe_asr.data.features import log_mel
 from moe_asr.decoding.ctc import SearchConfig, search
 from moe_asr.decoding.stream import HypothesisStream
 from moe_asr.device import pick_device
-from moe_asr.errors import UserError
+from moe_asr.errors import SettingsChanged, UserError
 from moe_asr.experts import adapter_identity, base_identity
 from moe_asr.methods.adaptation import AdaptedRecogniser, load_adapted
 from moe_asr.models.folder import LoadedModel, load_model
@@ -40,7 +40,8 @@ class DecodeConfig:
         fallback: above 0, experts fade towards the base model where the domain is uncertain
         max_duration: of a batch, in seconds, padding included
         num_workers: processes that load audio
-        restart: throw away an earlier decode in out_dir
+        on_change: what to do with a decode in out_dir of another model or other settings: error, or restart, which throws
+            it away
         device: cpu, cuda, ...; auto takes a GPU if there is one
     """
 
@@ -53,7 +54,7 @@ class DecodeConfig:
     fallback: float = 0.0
     max_duration: float = 120.0
     num_workers: int = 0
-    restart: bool = False
+    on_change: Literal["error", "restart"] = "error"
     device: str = "auto"
 
 
@@ -70,14 +71,12 @@ def decode(config: DecodeConfig) -> None:
     if config.adaptation is None and (config.global_route or config.fallback):
         raise UserError("global_route and fallback are for experts; give their folder with --adaptation")
     adapted = load_adapted(loaded.model, config.adaptation) if config.adaptation else None
-    data = DataConfig((config.manifest,), config.max_duration, shuffle=False, unknown_domain="allow",
+    data = DataConfig([config.manifest], config.max_duration, shuffle=False, unknown_domain="allow",
                       sample_rate=loaded.config.features.sample_rate, num_workers=config.num_workers)  # fmt: skip
     loader = BatchLoader(data, loaded.tokens, adapted.config.domains if adapted else ())
     (adapted or loaded.model).to(device).eval()
     started = time.perf_counter()
-    with HypothesisStream(
-        config.out_dir, _settings(config, loaded, adapted), [u.id for u in loader.utterances], config.restart
-    ) as stream:
+    with _open_stream(config, _settings(config, loaded, adapted), [u.id for u in loader.utterances]) as stream:
         if stream.complete:
             print(f"{config.out_dir}: decoded already, nothing to do")
             return
@@ -94,6 +93,15 @@ def decode(config: DecodeConfig) -> None:
         stream.finish(_system(config, loaded, adapted, elapsed))
     audio = sum(seconds.values())
     print(f"{config.out_dir}: {len(seconds):,} utterances, {audio / elapsed:.0f} times faster than real time")
+
+
+def _open_stream(config: DecodeConfig, settings: dict, ids: list[str]) -> HypothesisStream:
+    try:
+        return HypothesisStream(config.out_dir, settings, ids)
+    except SettingsChanged:
+        if config.on_change == "error":
+            raise
+        return HypothesisStream(config.out_dir, settings, ids, restart=True)
 
 
 @torch.inference_mode()

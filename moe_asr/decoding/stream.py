@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moe_asr.errors import UserError
+from moe_asr.errors import SettingsChanged, UserError
 from moe_asr.files import atomic_write
 from moe_asr.scoring.hypotheses import HYPOTHESES, SYSTEM
 
@@ -113,12 +113,12 @@ class HypothesisStream:
         except ValueError:
             before = None
         if not isinstance(before, dict):
-            raise UserError(f"{path} is damaged: decode into another folder, or with --restart true")
+            raise UserError(f"{path} is damaged: decode into another folder, or remove the folder")
         changed = sorted(k for k in before.keys() | settings.keys() if before.get(k) != settings.get(k))
         if changed:
-            raise UserError(
+            raise SettingsChanged(
                 f"{self.folder} was decoded with another {', '.join(changed)}: decode into another folder, "
-                "or with --restart true to replace it"
+                "or with --on_change restart to replace it"
             )
 
     def _read(self) -> dict[str, bytes]:
@@ -131,7 +131,7 @@ class HypothesisStream:
             name = _id(line)
             if name not in self._order or name in done:
                 reason = "twice" if name in done else "damaged or of no utterance in the manifest"
-                raise UserError(f"{self._path}:{number} is {reason}: decode with --restart true")
+                raise UserError(f"{self._path}:{number} is {reason}: remove the folder and decode again")
             done[name] = line + b"\n"
         if rest:
             with atomic_write(self._path, "wb") as file:

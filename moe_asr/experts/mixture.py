@@ -61,8 +61,9 @@ class _Product(torch.autograd.Function):
     def forward(ctx, base, x_NTI, dropped_NTI, A_KI, B_KO, gates, scale):
         u_NTI = x_NTI if dropped_NTI is None else dropped_NTI
         z_NTK = F.linear(u_NTI, A_KI)
+        zg_MK = _gated(z_NTK, gates * scale).flatten(0, 1)
         y_NTO = F.linear(x_NTI, frozen_weight(base).to(x_NTI.dtype), _bias(base, x_NTI))
-        y_NTO.flatten(0, 1).addmm_(_gated(z_NTK, gates * scale).flatten(0, 1), B_KO)
+        y_NTO.flatten(0, 1).addmm_(zg_MK, B_KO)
         ctx.base, ctx.scale, ctx.dropped = base, scale, dropped_NTI is not None
         ctx.save_for_backward(u_NTI, A_KI, B_KO, gates, z_NTK)
         return y_NTO
@@ -87,11 +88,13 @@ class _Product(torch.autograd.Function):
         dz_MK = _gated(dzg_NTK, scaled, out=dzg_NTK).flatten(0, 1)
         if need_A:
             dA = dz_MK.t() @ u_MI
+        if need_x or need_dropped:
+            du_MI = dz_MK @ A_KI
+            if ctx.dropped:
+                ddropped = du_MI.view_as(u_NTI)
         if need_x:
-            dx_MI = dy_MO @ frozen_weight(ctx.base).to(dy_MO.dtype)
-            dx = (dx_MI if ctx.dropped else dx_MI.addmm_(dz_MK, A_KI)).view_as(u_NTI)
-        if need_dropped:
-            ddropped = (dz_MK @ A_KI).view_as(u_NTI)
+            weight_OI = frozen_weight(ctx.base).to(dy_MO.dtype)
+            dx = (dy_MO @ weight_OI if ctx.dropped else du_MI.addmm_(dy_MO, weight_OI)).view_as(u_NTI)
         return None, dx, ddropped, dA, dB, dgates, None
 
 

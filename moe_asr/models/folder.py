@@ -1,7 +1,7 @@
 """A model on disk: a folder with everything needed to use it.
 
-`model.safetensors` holds the weights, `config.yaml` what the model is and how its input is made, `tokens/` the token set
-of a recogniser.
+`model.safetensors` holds the weights, `config.yaml` what the model is and how its input is made, `tokens/` the
+token set of a recogniser.
 """
 
 from __future__ import annotations

@@ -59,14 +59,14 @@ class Model(nn.Module, ABC):
 
     @abstractmethod
     def output_lengths(self, feature_lengths_N: Tensor) -> Tensor:
-        """Number of encoder frames, which is the frame rate of all linear layers in the encoder, from feature frames."""
+        """Encoder frames from feature frames; all linear layers of the encoder see that many."""
 
     @abstractmethod
     def set_gradient_checkpointing(self, enabled: bool, context_fn: ContextFn = noop_context_fn) -> None:
         """Recomputes activations in the backward pass while training: less memory, more time, the same gradients.
 
         Args:
-            context_fn: contexts for the two passes, see `torch.utils.checkpoint`; layers around those of the model need it
+            context_fn: contexts for the two passes, see `torch.utils.checkpoint`; layers with a context need it
         """
 
 

@@ -232,6 +232,7 @@ class Trainer:
             sums.add(self._updater.evaluate(batch))
             if self._signals.received:
                 return None
+        self.model.train()
         return sums
 
     def _place(self) -> dict[str, int]:

@@ -6,11 +6,15 @@ adaptation everything but the frozen recogniser.
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Optional
+from typing import Literal, Optional
 
 import torch
+from torch import nn
 
 from moe_asr.config import save_config, to_plain
 from moe_asr.data.batches import Batch, BatchLoader, DataConfig
@@ -18,7 +22,8 @@ from moe_asr.data.features import FeatureConfig, SpecAugmentConfig, log_mel, spe
 from moe_asr.data.manifests import domain_names, read_manifests
 from moe_asr.data.tokens import Tokens
 from moe_asr.device import pick_device
-from moe_asr.errors import UserError
+from moe_asr.errors import SettingsChanged, UserError
+from moe_asr.experts import base_identity
 from moe_asr.methods.adaptation import AdaptationConfig, AdaptedRecogniser, adapt
 from moe_asr.methods.pictures import RoutingMonitor
 from moe_asr.models.build import ModelConfig, build_model, complete_config
@@ -46,6 +51,8 @@ class RunConfig:
         normaliser: name of the normaliser that the transcripts went through
         augment: SpecAugment; unset for none
         train: the loop and its optimiser
+        on_change: what to do with an unfinished or finished run in exp_dir that had other settings, data or models: error, or
+            restart, which throws it away
         gradient_checkpointing: recompute activations in the backward pass, to save memory
         device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one
     """
@@ -61,6 +68,7 @@ class RunConfig:
     normaliser: str = "none"
     augment: Optional[SpecAugmentConfig] = None
     train: TrainConfig = field(default_factory=TrainConfig)
+    on_change: Literal["error", "restart"] = "error"
     gradient_checkpointing: bool = False
     device: str = "auto"
 
@@ -92,8 +100,6 @@ def train(config: RunConfig) -> None:
         model.recogniser.set_gradient_checkpointing(True, model.adapter.checkpoint_context_fn)
     elif config.gradient_checkpointing:
         model.set_gradient_checkpointing(True)
-    save_config(config, exp_dir / "config.yaml")
-
     model.to(device).train()
     rate = folder.features.sample_rate
     train_loader = BatchLoader(replace(config.data, sample_rate=rate), tokens, domains)
@@ -109,7 +115,8 @@ def train(config: RunConfig) -> None:
         train_loader.seek(epoch, start)
         return train_loader
 
-    trainer = Trainer(
+    start = partial(
+        Trainer,
         model,
         forward,
         batches,
@@ -117,16 +124,36 @@ def train(config: RunConfig) -> None:
         exp_dir,
         trainable=trainable,
         valid_batches=lambda: valid_loader,
-        identity={k: v for k, v in to_plain(config).items() if k not in ("train", "exp_dir", "device")},
+        identity=_identity(config, model),
         seconds_of=lambda batch: float(batch.audio_lengths_N.sum()) / rate,
         monitors=monitors,
     )
+    try:
+        trainer = start()
+    except SettingsChanged as error:
+        if config.on_change == "error":
+            raise
+        print(f"starting anew: {str(error).partition(' and cannot')[0]}")
+        shutil.rmtree(exp_dir)
+        trainer = start()
+    save_config(config, exp_dir / "config.yaml")
     trainer.train()
     if isinstance(model, AdaptedRecogniser):
         model.save(exp_dir / "final", {"base": config.init, **record()})
     else:
         save_model(exp_dir / "final", model, replace(folder, finetuned=config.init is not None), tokens)
     print(f"saved {exp_dir / 'final'}")
+
+
+def _identity(config: RunConfig, model: nn.Module) -> dict:
+    """All but the training settings that makes a run what it is, contents of files included."""
+    left_out = ("train", "exp_dir", "device", "on_change")
+    manifests = [*config.data.manifests, *config.valid.manifests]
+    return {
+        **{key: value for key, value in to_plain(config).items() if key not in left_out},
+        "contents": {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in manifests},
+        "initial_weights": base_identity(model) if config.init else None,
+    }
 
 
 def _start(config: RunConfig):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from moe_asr.config import to_plain
-from moe_asr.errors import UserError
+from moe_asr.errors import SettingsChanged, UserError
 from moe_asr.files import remove_leftovers
 from moe_asr.training import checkpoint as ckpt
 from moe_asr.training.config import FREE_KEYS, TrainConfig
@@ -144,12 +144,12 @@ def check_unchanged(old: dict, new: dict, free: set[str]) -> None:
         free: dotted keys that may differ
 
     Raises:
-        UserError: names the first key that differs, with both values.
+        SettingsChanged: names the first key that differs, with both values.
     """
     changed = _first_change(old, new, free, "")
     if changed:
         key, before, now = changed
-        raise UserError(
+        raise SettingsChanged(
             f"this run was started with {key} = {before} and cannot go on with {now};"
             " put the old value back, or train into another folder"
         )

@@ -34,7 +34,9 @@ def config(tmp_path, **keywords):
 
 
 def same(first, second):
-    return all(torch.equal(a, b) if torch.is_tensor(a) else a == b for a, b in zip(vars(first).values(), vars(second).values()))
+    return all(
+        torch.equal(a, b) if torch.is_tensor(a) else a == b for a, b in zip(vars(first).values(), vars(second).values())
+    )
 
 
 def test_a_batch_holds_its_utterances(corpus):
@@ -50,7 +52,9 @@ def test_a_batch_holds_its_utterances(corpus):
         assert (batch.audio_NS[i, length:] == 0).all()
         assert batch.tokens_NU[i, : batch.token_lengths_N[i]].tolist() == tokens.encode(u.text)
     assert batch.audio_NS.dtype == torch.float32
-    assert {t.dtype for t in (batch.audio_lengths_N, batch.tokens_NU, batch.token_lengths_N, batch.domains_N)} == {torch.int64}
+    assert {t.dtype for t in (batch.audio_lengths_N, batch.tokens_NU, batch.token_lengths_N, batch.domains_N)} == {
+        torch.int64
+    }
 
 
 def test_an_epoch_holds_each_utterance_once(tmp_path, corpus):

@@ -21,7 +21,7 @@ def noise(*lengths, seed=0):
 
 
 def naive_log_mel(samples, config):
-    """One utterance, frame by frame, from the definitions, in float64; slaney scale as published in Auditory Toolbox."""
+    """One utterance, frame by frame, from the definitions, in float64; slaney scale as in Auditory Toolbox."""
 
     def to_hertz(mel):
         return mel * 200 / 3 if mel < 15 else 1000 * 6.4 ** ((mel - 15) / 27)

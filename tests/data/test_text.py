@@ -44,6 +44,7 @@ def test_mandarin(text, expected):
         ("हिन्दी में।", "हिन्दी में"),
         ("e\u0301te\u0301", "été"),
         ("STRASSE ΑΒΓ", "strasse αβγ"),
+        ("𝕊", "s"),
     ],
 )
 def test_multilingual(text, expected):

@@ -118,6 +118,19 @@ def test_a_signal_in_validation_does_not_wait_for_its_end(tmp_path):
     assert_same_run(whole, parts)
 
 
+def test_no_validation_is_started_after_a_signal(tmp_path):
+    model, seen = toy(), []
+
+    def valid():
+        seen.append("validation")
+        return batches(99)
+
+    with pytest.raises(SystemExit):
+        settings = config(validate_unit="step", validate_every=2)
+        trainer(model, tmp_path, settings, valid_batches=valid, forward=stop_at(model, 2, signal.SIGTERM)).train()
+    assert seen == [] and kept(tmp_path) == [2]
+
+
 def test_a_finished_run_started_again_does_nothing_but_average(tmp_path, capsys):
     settings = config(average="best", average_count=2)
     first, second = toy(), toy()

@@ -110,7 +110,8 @@ def test_two_at_once_build_once(machine):
 
 
 def test_active_environment_is_used(machine):
-    assert machine(ACTIVE="/my env") == ("", "setup: using the active environment, /my env with moe_asr from /src/moe_asr\n")
+    message = "setup: using the active environment, /my env with moe_asr from /src/moe_asr\n"
+    assert machine(ACTIVE="/my env") == ("", message)
     assert machine.builds() == 0
 
 

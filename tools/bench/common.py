@@ -44,15 +44,16 @@ class Row:
         return self.bar is None or (value <= self.bar if self.better == "lower" else value >= self.bar)
 
 
-def paired(numerator: Call, denominator: Call, factor: float = 1.0, seconds: float = 0.2) -> Callable[[int], list[float]]:
+def paired(build: Callable[[], tuple[Call, Call]], factor: float = 1.0, seconds: float = 0.2) -> Callable[[int], list[float]]:
     """Measures CPU time of one call over CPU time of the other, divided by `factor`, in rounds.
 
     Args:
+        build: returns the two calls; run only if the row is wanted
         seconds: CPU time that a round takes at least; calls alternate within a round
     """
 
     def measure(rounds: int) -> list[float]:
-        calls = (numerator, denominator)
+        calls = build()
         for call in calls:
             call()
         count = max(1, round(seconds / max(sum(map(cpu_time, calls)), 1e-6))) if rounds > 1 else 1
@@ -83,7 +84,7 @@ def cpu_time(call: Call) -> float:
 
 
 def main(make_rows: Callable[[bool], Sequence[Row]], description: str, argv: Optional[Sequence[str]] = None) -> None:
-    """Command line of a benchmark: prints its rows, exits 1 with `--check` where one is short of its bar.
+    """Command line of a benchmark: prints its rows, exits 1 with `--check` where one is short of its bar or cannot be measured.
 
     Args:
         make_rows: builds the rows; is told whether to be quick (small sizes)
@@ -92,28 +93,33 @@ def main(make_rows: Callable[[bool], Sequence[Row]], description: str, argv: Opt
     parser.add_argument("--rows", nargs="+", metavar="TEXT", default=[""], help="only rows whose name contains one of these")
     parser.add_argument("--rounds", type=int, default=15, help="paired rounds for each row, at least 7 to mean anything")
     parser.add_argument("--quick", action="store_true", help="small sizes and one round, only to see that it works")
-    parser.add_argument("--check", action="store_true", help="exit 1 where a row is short of its bar")
+    parser.add_argument("--check", action="store_true", help="exit 1 where a row is short of its bar or not measured")
     args = parser.parse_args(argv)
     if args.rounds < 1:
         parser.error("--rounds must be at least 1")
     torch.set_num_threads(1)
-    torch.manual_seed(0)
     rows = [row for row in make_rows(args.quick) if any(text in row.name for text in args.rows)]
     if not rows:
         parser.error(f"no row's name contains {' or '.join(args.rows)}")
     print(f"# {cpu_model()} · torch {torch.__version__} · {torch.get_num_threads()} thread · {datetime.date.today()}")
-    width = max(len(row.name) for row in rows)
-    print(f"{'':{width}}  {'measured':>9} {'quartiles':>17}  {'bar':>12}")
+    width, units = max(len(row.name) for row in rows), max(len(row.unit) for row in rows)
+    print(f"{'':{width}}  {'measured':>8} {'quartiles':>16}  {'bar':>10}")
     short = 0
     for row in rows:
-        values = row.measure(1 if args.quick else args.rounds)
+        torch.manual_seed(0)
+        try:
+            values = row.measure(1 if args.quick else args.rounds)
+        except ModuleNotFoundError as error:
+            short += 1
+            print(f"{row.name:{width}}  not measured: {error.name} is not installed")
+            continue
         median = statistics.median(values)
-        low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else (median,) * 3
-        spread = f"{_plain(low)} .. {_plain(high)}" if len(values) > 1 else ""
+        quartiles = statistics.quantiles(values, n=4) if len(values) > 1 else []
+        spread = " .. ".join(_plain(quartile) for quartile in quartiles[::2])
         bar = "" if row.bar is None else f"{'<=' if row.better == 'lower' else '>='} {_plain(row.bar)}"
         verdict = "" if row.bar is None else "ok" if row.reaches_bar(median) else "short"
         short += not row.reaches_bar(median)
-        print(f"{row.name:{width}}  {_plain(median):>9} {spread:>17}  {bar:>12}  {row.unit:<5}  {verdict}".rstrip(), flush=True)
+        print(f"{row.name:{width}}  {_plain(median):>8} {spread:>16}  {bar:>10}  {row.unit:<{units}}  {verdict}".rstrip(), flush=True)
     if args.check and short:
         sys.exit(1)
 

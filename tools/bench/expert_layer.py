@@ -8,8 +8,8 @@ Shapes: N utterances, T frames, I input width, O output width, E experts, R rank
 from __future__ import annotations
 
 import tempfile
-from pathlib import Path
-from typing import Optional
+from contextlib import nullcontext
+from typing import Callable, Optional
 
 import torch
 from common import Call, Row, main, paired
@@ -64,20 +64,22 @@ class LoopedExperts(nn.Module):
         return y_NTO
 
 
-def step(module: nn.Module, x: Tensor, adapter: Optional[Adapter] = None, **routing: Tensor) -> Call:
-    """One forward and backward pass, with gradients for x, all parameters that train, and the routing."""
-    leaves = [p for p in module.parameters() if p.requires_grad] + [v for v in routing.values() if v.requires_grad]
-    inputs = [x.clone().requires_grad_(), *leaves]
+def step(module: nn.Module, x: Tensor, *others: Tensor) -> Call:
+    """One forward and backward pass, with gradients for x, the parameters that train, and `others`."""
+    inputs = [x.clone().requires_grad_(), *(p for p in module.parameters() if p.requires_grad), *others]
     dy = torch.randn_like(x)
+    return lambda: torch.autograd.grad(module(inputs[0]), inputs, dy)
 
-    def call() -> None:
-        if adapter is None:
-            torch.autograd.grad(module(inputs[0]), inputs, dy)
-        else:
-            with adapter.route(**routing):
-                torch.autograd.grad(module(inputs[0]), inputs, dy)
 
-    return call
+def step_of(adapter: Adapter, x: Tensor, **routing: Tensor) -> Call:
+    """The same for an adapted model inside `route`, with gradients for the routing where it asks for them."""
+    call = step(adapter.model, x, *(tensor for tensor in routing.values() if tensor.requires_grad))
+
+    def routed() -> None:
+        with adapter.route(**routing):
+            call()
+
+    return routed
 
 
 def experts_on(d: int, router: RouterSpec, num_experts: int = NUM_EXPERTS, rank: int = RANK, **options: object) -> Adapter:
@@ -100,107 +102,127 @@ def peft_lora(d: int, rank: int) -> nn.Module:
 
 
 def against_floor(d: int, frames: int) -> list[Row]:
-    floor = 1 + 3 * NUM_EXPERTS * RANK / d
-    x = torch.randn(1, frames, d)
-    linear = step(Linear(d), x)
-    dense, hierarchical = experts_on(d, DENSE), experts_on(d, HIERARCHICAL)
-    routing = {"domains": torch.tensor([2]), "lengths": torch.tensor([frames])}
-    rows = [("experts", 1.08, step(mixing_layer(d, frames), x))]
-    rows += [("experts and dense router", None, step(dense.model, x, dense))]
-    rows += [("experts and hierarchical router", None, step(hierarchical.model, x, hierarchical, **routing))]
-    return [Row(f"{name} / FLOP floor, d = {d}", paired(ours, linear, floor), bar) for name, bar, ours in rows]
+    def row(name: str, ours: Callable[[Tensor], Call], bar: Optional[float] = None) -> Row:
+        def build() -> tuple[Call, Call]:
+            x = torch.randn(1, frames, d)
+            return ours(x), step(Linear(d), x)
+
+        return Row(f"{name} / FLOP floor, d = {d}", paired(build, 1 + 3 * NUM_EXPERTS * RANK / d), bar)
+
+    def routed(router: RouterSpec, **routing: Tensor) -> Callable[[Tensor], Call]:
+        return lambda x: step_of(experts_on(d, router), x, **routing)
+
+    domains, lengths = torch.tensor([2]), torch.tensor([frames])
+    return [
+        row("experts", lambda x: step(mixing_layer(d, frames), x), 1.08),
+        row("experts and dense router", routed(DENSE)),
+        row("experts and hierarchical router", routed(HIERARCHICAL, domains=domains, lengths=lengths)),
+    ]
 
 
 def against_lora(d: int, frames: int, rank: int, bar: float) -> Row:
-    x = torch.randn(1, frames, d)
-    ratio = paired(step(mixing_layer(d, frames), x), step(peft_lora(d, rank), x))
-    return Row(f"experts / PEFT LoRA of rank {rank}, d = {d}", ratio, bar)
+    def build() -> tuple[Call, Call]:
+        x = torch.randn(1, frames, d)
+        return step(mixing_layer(d, frames), x), step(peft_lora(d, rank), x)
+
+    return Row(f"experts / PEFT LoRA of rank {rank}, d = {d}", paired(build), bar)
 
 
 def against_loop(d: int, frames: int) -> Row:
-    x = torch.randn(1, frames, d)
-    layer = mixing_layer(d, frames)
-    loop = LoopedExperts(layer.base, layer.router.gates.detach(), RANK, layer.spec.scale)
-    return Row(f"loop over experts / experts, d = {d}", paired(step(loop, x), step(layer, x)), 1.5, better="higher")
+    def build() -> tuple[Call, Call]:
+        x = torch.randn(1, frames, d)
+        layer = mixing_layer(d, frames)
+        loop = LoopedExperts(layer.base, layer.router.gates.detach(), RANK, layer.spec.scale)
+        return step(loop, x), step(layer, x)
+
+    return Row(f"loop over experts / experts, d = {d}", paired(build), 1.5, better="higher")
 
 
 def kept_for_backward(name: str, router: RouterSpec, bar: Optional[float], d: int, frames: int) -> Row:
     def measure(rounds: int) -> list[float]:
         adapter, x = experts_on(d, router), torch.randn(1, frames, d, requires_grad=True)
         known = {tensor.untyped_storage().data_ptr() for tensor in (x, *adapter.model.parameters())}
-        items: dict[int, int] = {}
+        kept: dict[int, Tensor] = {}
 
         def pack(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in known:
-                items[storage.data_ptr()] = storage.nbytes() // tensor.element_size()
+            if tensor.untyped_storage().data_ptr() not in known:
+                kept[tensor.untyped_storage().data_ptr()] = tensor
             return tensor
 
         with adapter.route(domains=torch.tensor([2]), lengths=torch.tensor([frames])):
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                y = adapter.model(x)  # noqa: F841 (keeps the graph, so that no storage is freed and counted twice)
-        return [sum(items.values()) / frames]
+                adapter.model(x)
+        return [sum(tensor.untyped_storage().nbytes() // x.element_size() for tensor in kept.values()) / frames]
 
     return Row(f"kept for backward beyond x, {name}, d = {d}", measure, bar, "items per frame")
 
 
-@torch.no_grad()
 def inference(d: int, frames: int) -> list[Row]:
-    x = torch.randn(1, frames, d)
-    adapter = experts_on(d, GIVEN)
-    adapter.model.eval()
-    weights = torch.rand(1, NUM_EXPERTS).softmax(-1)
-    base, merged = Linear(d), adapter.merged(weights[0])
+    weights = torch.linspace(0.05, 0.2, NUM_EXPERTS)
 
-    def per_utterance() -> None:
-        with torch.no_grad(), adapter.route(domains=weights):
-            adapter.model(x)
+    def forward(model: nn.Module, x: Tensor, adapter: Optional[Adapter] = None) -> Call:
+        def call() -> None:
+            with torch.no_grad(), adapter.route(domains=weights[None]) if adapter else nullcontext():
+                model(x)
 
-    fixed = paired(torch.no_grad()(lambda: merged(x)), torch.no_grad()(lambda: base(x)))
+        return call
+
+    def build(once: bool) -> tuple[Call, Call]:
+        x, adapter = torch.randn(1, frames, d), experts_on(d, GIVEN)
+        adapter.model.eval()
+        ours = forward(adapter.merged(weights), x) if once else forward(adapter.model, x, adapter)
+        return ours, forward(Linear(d), x)
+
     return [
-        Row(f"merged once, forward / frozen linear, d = {d}", fixed, 1.03),
-        Row(f"merged for each utterance, forward / frozen linear, d = {d}", paired(per_utterance, lambda: base(x)), 1.20),
+        Row(f"merged once, forward / frozen linear, d = {d}", paired(lambda: build(True)), 1.03),
+        Row(f"merged for each utterance, forward / frozen linear, d = {d}", paired(lambda: build(False)), 1.20),
     ]
 
 
 def factor_mixing(d: int, frames: int, num_experts: int, rank: int) -> Row:
-    x = torch.randn(1, frames, d)
-    adapter = experts_on(d, GIVEN, num_experts, rank, mixing="factor")
-    weights = torch.rand(1, num_experts).softmax(-1).requires_grad_()
-    ratio = paired(step(adapter.model, x, adapter, domains=weights), step(peft_lora(d, rank), x))
-    return Row(f"factor mixing / PEFT LoRA, d = {d}, rank {rank}, {num_experts} experts", ratio, 1.15)
+    def build() -> tuple[Call, Call]:
+        x = torch.randn(1, frames, d)
+        weights = torch.rand(1, num_experts).softmax(-1).requires_grad_()
+        ours = step_of(experts_on(d, GIVEN, num_experts, rank, mixing="factor"), x, domains=weights)
+        return ours, step(peft_lora(d, rank), x)
+
+    return Row(f"factor mixing / PEFT LoRA, d = {d}, rank {rank}, {num_experts} experts", paired(build), 1.15)
 
 
 def against_xlora(d: int, frames: int) -> list[Row]:
-    """A small causal language model with experts in all linear layers of its blocks; weights for each token."""
-    from peft import LoraConfig, XLoraConfig, get_peft_model
-    from transformers import LlamaConfig, LlamaForCausalLM
+    """A small causal language model with experts in all linear layers of its blocks and weights for each token."""
 
-    config = LlamaConfig(
-        vocab_size=256, hidden_size=d, intermediate_size=2 * d, num_hidden_layers=2, num_attention_heads=4, use_cache=False
-    )
-    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    tokens = torch.randint(256, (3, frames // 3))
-    ours = _filled(attach(LlamaForCausalLM(config), ExpertSpec(tuple(targets), NUM_EXPERTS, RANK, router=DENSE)))
-    with tempfile.TemporaryDirectory() as folder:
-        lora = LoraConfig(r=RANK, lora_alpha=32, target_modules=targets, init_lora_weights=False, task_type="CAUSAL_LM")
-        get_peft_model(LlamaForCausalLM(config), lora).save_pretrained(folder)
-        experts = {str(e): str(Path(folder)) for e in range(NUM_EXPERTS)}
-        mixture = XLoraConfig(hidden_size=d, adapters=experts, use_trainable_adapters=True, task_type="CAUSAL_LM")
-        theirs = get_peft_model(LlamaForCausalLM(config), mixture)
+    def models() -> tuple[nn.Module, nn.Module, Tensor]:
+        from peft import LoraConfig, XLoraConfig, get_peft_model
+        from transformers import LlamaConfig, LlamaForCausalLM
 
-    def training(model: nn.Module) -> Call:
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        return lambda: torch.autograd.grad(
-            model(input_ids=tokens, labels=tokens).loss, parameters, allow_unused=True
-        )
+        sizes = {"hidden_size": d, "intermediate_size": 2 * d, "num_hidden_layers": 2, "num_attention_heads": 4}
+        config = LlamaConfig(vocab_size=256, use_cache=False, **sizes)
+        targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+        ours = _filled(attach(LlamaForCausalLM(config), ExpertSpec(tuple(targets), NUM_EXPERTS, RANK, router=DENSE)))
+        with tempfile.TemporaryDirectory() as folder:
+            lora = LoraConfig(r=RANK, target_modules=targets, init_lora_weights=False, task_type="CAUSAL_LM")
+            get_peft_model(LlamaForCausalLM(config), lora).save_pretrained(folder)
+            options = {"adapters": {str(e): folder for e in range(NUM_EXPERTS)}, "use_trainable_adapters": True}
+            mixture = XLoraConfig(hidden_size=d, task_type="CAUSAL_LM", **options)
+            theirs = get_peft_model(LlamaForCausalLM(config), mixture)
+        return theirs, ours.model, torch.randint(256, (3, frames // 3))
 
-    def decoding(model: nn.Module) -> Call:
+    def forward(model: nn.Module, tokens: Tensor) -> Call:
         return torch.no_grad()(lambda: model(input_ids=tokens))
 
+    def training(model: nn.Module, tokens: Tensor) -> Call:
+        trained = [p for p in model.parameters() if p.requires_grad]
+        return lambda: torch.autograd.grad(model(input_ids=tokens, labels=tokens).loss, trained, allow_unused=True)
+
+    def build(call: Callable[[nn.Module, Tensor], Call]) -> tuple[Call, Call]:
+        theirs, ours, tokens = models()
+        return call(theirs, tokens), call(ours, tokens)
+
+    name = f"PEFT X-LoRA / experts, whole model, d = {d}"
     return [
-        Row(f"PEFT X-LoRA / experts, whole model, forward, d = {d}", paired(decoding(theirs), decoding(ours.model)), 3.0, better="higher"),
-        Row(f"PEFT X-LoRA / experts, whole model, d = {d}", paired(training(theirs), training(ours.model)), 2.5, better="higher"),
+        Row(f"{name}, forward", paired(lambda: build(forward)), 3.0, better="higher"),
+        Row(name, paired(lambda: build(training)), 2.5, better="higher"),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Makes digit strings from the Free Spoken Digit Dataset: real recordings, joined within a speaker, resampled to 16 kHz.
+"""Makes digit strings from the Free Spoken Digit Dataset: real recordings, joined within a speaker, at 16 kHz.
 
 Six speakers are too few to keep speakers apart, so recordings are: takes 0-14 of each digit and speaker make the train
 strings, 15-18 the dev strings, 19-24 the test strings. Results are therefore for known speakers and unheard recordings.
@@ -23,7 +23,8 @@ from moe_asr.errors import UserError
 
 COMMIT = "26eb9aaf76e81b692f806f9140c2d2777410d7a1"
 URL = f"https://github.com/Jakobovski/free-spoken-digit-dataset/archive/{COMMIT}.zip"
-DIGEST = "186178221af032279b9f3b98316444b9ed5704803d2f12e345c2bcca94dbbe38"  # of the names and content of the recordings used, at that commit
+# SHA-256 of the names and checksums of the recordings used, at that commit
+DIGEST = "186178221af032279b9f3b98316444b9ed5704803d2f12e345c2bcca94dbbe38"
 NAME = "free_spoken_digit_dataset"
 ACCENTS = {"USA/neutral": "american", "DEU/German": "german", "BEL/French": "french", "GRC/Greek": "greek"}
 GENERAL = "american"
@@ -64,11 +65,11 @@ def find_corpus(config: DigitsConfig) -> Path:
     Raises:
         UserError: it is not there or not complete; says what to put where.
     """
-    where = f"{URL}, unpacked and renamed so that DIR/{NAME}/recordings/0_george_0.wav exists, and --corpus_dir DIR"
+    advice = f"get {URL}, unpack it as DIR/{NAME} (with recordings/0_george_0.wav inside) and give --corpus_dir DIR"
     if config.corpus_dir:
         folder = Path(config.corpus_dir) / NAME
         if not (folder / "recordings").is_dir():
-            raise UserError(f"no recordings in {folder}; needed are {where}")
+            raise UserError(f"no folder {folder / 'recordings'}: {advice}")
     else:
         archive = Path(config.download_dir) / f"{NAME}-{COMMIT[:8]}.zip"
         unpacked = archive.with_suffix("")
@@ -77,7 +78,7 @@ def find_corpus(config: DigitsConfig) -> Path:
             try:
                 download(URL, archive, sha256=None)  # made anew for each request; the recordings are checked below
             except UserError as error:
-                raise UserError(f"{error}; or by hand: {where}") from None
+                raise UserError(f"{error}; or by hand: {advice}") from None
             extract(archive, unpacked)
     return folder
 

@@ -1,4 +1,7 @@
-"""Sentences of a small grammar: commands to a helper at home."""
+"""Sentences of a small grammar: commands to a helper at home.
+
+Each template has over a hundred sentences, so that keeping test sentences out of the others leaves enough of its kind.
+"""
 
 from __future__ import annotations
 
@@ -25,16 +28,16 @@ _WORDS = {
     "thing": "letter message parcel picture",
 }
 _TEMPLATES = (
-    "turn {switch} the {device} in the {room}",
+    "turn {switch} the {device} in the {room} at {number}",
     "put the {colour} {object} {where} the {furniture}",
     "move the {object} from the {furniture} to the {room}",
     "call {name} {when} {number} on {day}",
-    "play some {genre} music in the {room}",
+    "play some {genre} music in the {room} on {day}",
     "find a {size} {place} near the {place}",
     "buy {number} {food} and {number} {food}",
     "send the {thing} to {name} on {day} {time}",
-    "how far is the {place} from the {place}",
-    "will it rain on {day} {time}",
+    "how far is the {size} {place} from the {place}",
+    "will it rain at the {place} on {day} {time}",
     "wake {name} {when} {number} in the {time}",
     "give {name} the {colour} {object}",
 )

@@ -1,0 +1,84 @@
+"""That the benchmarks run; how fast anything is, is their business, not the tests'."""
+
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).parents[2] / "tools" / "bench"
+sys.path.insert(0, str(BENCH))
+
+import common  # noqa: E402
+
+
+def test_expert_layer_prints_a_line_for_each_row():
+    run = subprocess.run(
+        [sys.executable, str(BENCH / "expert_layer.py"), "--quick", "--rows", "floor", "kept", "merged", "loop"],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(BENCH.parents[1]), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"},
+    )
+    assert run.returncode == 0, run.stderr
+    header, _, *lines = run.stdout.splitlines()
+    assert "torch" in header and "1 thread" in header
+    assert len(lines) == 9 + 2 + 2 + 2
+    assert all(line.endswith(("ok", "short")) for line in lines if "=" in line.rpartition("d = ")[2])
+
+
+@pytest.mark.parametrize("rows", ["PEFT LoRA", "factor", "X-LoRA"])
+def test_expert_layer_against_peft(rows, capsys):
+    pytest.importorskip("peft")
+    import expert_layer
+
+    common.main(expert_layer.make_rows, "", ["--quick", "--rows", rows])
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert lines and not any("not measured" in line for line in lines)
+
+
+def row(value, bar, better="lower"):
+    return common.Row("one", lambda rounds: [value] * rounds, bar, better=better)
+
+
+@pytest.mark.parametrize(
+    "made, code", [(row(1.0, 1.1), 0), (row(1.2, 1.1), 1), (row(3.0, 2.0, "higher"), 0), (row(1.0, 2.0, "higher"), 1), (row(9, None), 0)]
+)
+def test_check_fails_where_a_row_is_short(made, code, capsys):
+    def run():
+        common.main(lambda quick: [made], "", ["--check", "--rounds", "3"])
+
+    if code:
+        with pytest.raises(SystemExit) as stop:
+            run()
+        assert stop.value.code == code
+    else:
+        run()
+    assert capsys.readouterr().out.rstrip().endswith("short" if code else "x" if made.bar is None else "ok")
+
+
+def test_a_missing_library_is_named_and_fails_the_check(capsys):
+    def measure(rounds):
+        import no_such_library  # noqa: F401
+
+    with pytest.raises(SystemExit):
+        common.main(lambda quick: [common.Row("one", measure)], "", ["--check"])
+    assert "not measured: no_such_library is not installed" in capsys.readouterr().out
+
+
+def test_unknown_row_is_refused(capsys):
+    with pytest.raises(SystemExit) as stop:
+        common.main(lambda quick: [row(1.0, None)], "", ["--rows", "two"])
+    assert stop.value.code == 2
+
+
+def test_paired_counts_cpu_time_of_numerator_over_denominator_in_each_round(monkeypatch):
+    cost = {"a": 6.0, "b": 2.0}
+    clock = [0.0]
+
+    def spend(name):
+        clock[0] += cost[name]
+
+    monkeypatch.setattr(common.time, "process_time", lambda: clock[0])
+    ratios = common.paired(lambda: (lambda: spend("a"), lambda: spend("b")), factor=1.5)(5)
+    assert len(ratios) == 5 and statistics.median(ratios) == pytest.approx(2.0)
