@@ -33,6 +33,9 @@ def parse_config(config_type: type[C], argv: Optional[Sequence[str]] = None, pro
     """
     parser = _parser(config_type, prog)
     argv = list(sys.argv[1:] if argv is None else argv)
+    for option, path in zip(argv, argv[1:]):
+        if option == "--config" and Path(path).is_file():
+            _check_keys(config_type, _read_yaml(path), str(path))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -106,6 +109,33 @@ def run_command(config_type: type[C], run: Callable[[C], None], argv: Optional[S
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _read_yaml(path: str) -> dict:
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        place = getattr(error, "problem_mark", None)
+        reason = getattr(error, "problem", None) or error
+        raise UserError(f"{path}{f':{place.line + 1}' if place else ''} is no YAML: {reason}") from None
+    if values is not None and not isinstance(values, dict):
+        raise UserError(f"{path} is no configuration: it must hold `key: value` lines")
+    return values or {}
+
+
+def _check_keys(config_type: type, values: dict, where: str) -> None:
+    """Names the first unknown key; jsonargparse overlooks one whose value is empty."""
+    hints = typing.get_type_hints(config_type)
+    for key, value in values.items():
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, n=1)
+            advice = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(hints)}"
+            raise UserError(f"{where}: unknown key '{key}'; {advice}")
+        for part in (hints[key], *typing.get_args(hints[key])):
+            if dataclasses.is_dataclass(part):
+                for item in value if isinstance(value, list) else [value]:
+                    if isinstance(item, dict):
+                        _check_keys(part, item, f"{where}: {key}")
 
 
 def _parser(config_type: type, prog: Optional[str]) -> jsonargparse.ArgumentParser:

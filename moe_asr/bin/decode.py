@@ -1,4 +1,4 @@
-"""Decodes a manifest: `python -m moe_asr.bin.decode --model exp/base/final --manifest data/test.jsonl.gz --out_dir exp/x`."""
+"""Decodes a manifest: `python -m moe_asr.bin.decode --model exp/base/final --manifest X.jsonl.gz --out_dir exp/x`."""
 
 from moe_asr.config import run_command
 from moe_asr.decoding.run import DecodeConfig, decode

@@ -6,6 +6,7 @@ Shape suffixes: N utterances, S samples, U tokens.
 from __future__ import annotations
 
 import dataclasses
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -173,12 +174,19 @@ class BatchLoader:
             _Batches(self, self._batches[self.start_batch :], self._speeds),
             batch_size=None,
             num_workers=self.config.num_workers,
+            worker_init_fn=_ignore_stop_signals,
             pin_memory=torch.cuda.is_available(),
         )
         for batch in loader:
             if isinstance(batch, UserError):
                 raise batch
             yield batch
+
+
+def _ignore_stop_signals(worker: int) -> None:
+    # A signal to the whole process group is for the training process, which still saves; it ends its workers itself.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Batches(Dataset):

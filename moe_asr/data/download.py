@@ -14,6 +14,7 @@ from moe_asr.errors import UserError
 from moe_asr.files import atomic_folder
 
 _BLOCK = 1 << 20
+_UNSAFE = getattr(tarfile, "FilterError", ())  # older Pythons have neither the filter nor its error
 
 
 def download(url: str, path: str | Path, sha256: str | None, timeout: float = 30.0) -> None:
@@ -65,7 +66,7 @@ def extract(archive: str | Path, folder: str | Path) -> None:
                     raise UserError("this Python cannot unpack tar archives safely: use 3.10.12, 3.11.4 or later")
                 with tarfile.open(archive) as file:
                     file.extractall(temporary, filter="data")
-    except tarfile.FilterError as error:
+    except _UNSAFE as error:
         raise UserError(f"{archive} is not safe to unpack: {error}") from None
     except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
         raise UserError(f"cannot unpack {archive}: {error}; remove it to download it again") from None

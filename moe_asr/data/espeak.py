@@ -6,6 +6,7 @@ espeak-ng keeps one state per process: `Synthesiser` objects share it, and are n
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 from pathlib import Path
 
@@ -38,9 +39,8 @@ class Synthesiser:
             raise UserError("speech synthesis needs espeak-ng: pip install espeakng-loader") from None
         self._data = Path(espeakng_loader.get_data_path())
         self._library = ctypes.CDLL(espeakng_loader.get_library_path())
-        # some builds look for the data below a path, others take the path itself from this variable
-        os.environ["ESPEAK_DATA_PATH"] = str(self._data)
-        self.sample_rate = self._library.espeak_Initialize(_SYNCHRONOUS, 0, os.fsencode(self._data.parent), _DONT_EXIT)
+        path = os.fsencode(_short_path(self._data))
+        self.sample_rate = self._library.espeak_Initialize(_SYNCHRONOUS, 0, path, _DONT_EXIT)
         if self.sample_rate <= 0:
             raise UserError(f"espeak-ng does not start with the data in {self._data}; install espeakng-loader again")
         self._library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
@@ -90,3 +90,11 @@ class Synthesiser:
             # copied, for the library writes the next samples into the same memory
             self._blocks.append(np.ctypeslib.as_array(samples, (count,)).copy())
         return 0
+
+
+@functools.lru_cache
+def _short_path(folder: Path) -> str:
+    """Another name of a folder: espeak-ng has room for 160 characters, and environments may lie deep."""
+    if not Path("/proc/self/fd").is_dir():
+        return str(folder)
+    return f"/proc/self/fd/{os.open(folder, os.O_RDONLY)}"  # kept open, because voices are read when first used

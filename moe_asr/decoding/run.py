@@ -40,8 +40,8 @@ class DecodeConfig:
         fallback: above 0, experts fade towards the base model where the domain is uncertain
         max_duration: of a batch, in seconds, padding included
         num_workers: processes that load audio
-        on_change: what to do with a decode in out_dir of another model or other settings: error, or restart, which throws
-            it away
+        on_change: what to do with a decode in out_dir of another model or other settings: error, or restart, which
+            throws it away
         device: cpu, cuda, ...; auto takes a GPU if there is one
     """
 

@@ -67,7 +67,7 @@ def load_adapter(model: nn.Module, folder: Union[str, Path]) -> Adapter:
     """Attaches the experts of `folder` to their base model; exact or not at all.
 
     Raises:
-        UserError: another base, a missing, unexpected or misshapen tensor, a damaged file; the model is then left as it was
+        UserError: another base, a missing, unexpected or misshapen tensor, a damaged file; the model is left as it was
     """
     info = read_adapter_info(folder)
     identity = base_identity(model)

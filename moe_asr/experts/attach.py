@@ -26,7 +26,7 @@ def attach(model: nn.Module, specs: Union[ExpertSpec, Sequence[ExpertSpec]]) -> 
         with adapter.route(domains=ids, lengths=lengths):
             loss = model(x).loss
 
-    The model is changed in place; its weights are never written to. Several specs give different layers different banks.
+    The model is changed in place; its weights are never written to. Several specs give layers different banks.
 
     Raises:
         UserError: a pattern matches no linear layer, two specs match the same one, or the model has experts already
@@ -37,7 +37,9 @@ def attach(model: nn.Module, specs: Union[ExpertSpec, Sequence[ExpertSpec]]) -> 
     if any(isinstance(module, ExpertLinear) for module in model.modules()):
         raise UserError("attach: this model has experts already; call adapter.detach() first")
     if len({spec.num_experts for spec in specs}) > 1:
-        raise UserError("attach: all specs of one model need the same num_experts, since domains and experts correspond")
+        raise UserError(
+            "attach: all specs of one model need the same num_experts, since domains and experts correspond"
+        )
     chosen: dict[str, ExpertSpec] = {}
     for spec in specs:
         for name in matching_layers(model, spec.targets):
@@ -94,9 +96,9 @@ class Adapter:
     ):
         """Context manager: what is known about the batches run inside it.
 
-        Backward may be called outside, unless activations are checkpointed; then hand `checkpoint_context_fn` to the
-        checkpointing function (for `transformers`: `gradient_checkpointing_kwargs={"use_reentrant": False, "context_fn":
-        adapter.checkpoint_context_fn}`).
+        Backward may be called outside. Where activations are checkpointed, hand `checkpoint_context_fn` to the
+        checkpointing function, for `transformers` as `gradient_checkpointing_kwargs={"use_reentrant": False,
+        "context_fn": adapter.checkpoint_context_fn}`.
 
         Args:
             domains: ids (N) or weights (N, E), for instance posteriors of an accent recogniser
@@ -146,15 +148,19 @@ class Adapter:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Exact: raises UserError naming the first missing, unexpected or misshapen tensor, before anything is written."""
+        """Exact: UserError names the first missing, unexpected or misshapen tensor, before anything is written."""
         own = self.named_parameters()
         for kind, names in (("lacks", own.keys() - state.keys()), ("has no place for", state.keys() - own.keys())):
             if names:
                 who = "the adapter" if kind == "lacks" else "the model"
-                raise UserError(f"{who} {kind} {min(names)}" + (f" and {len(names) - 1} more" if len(names) > 1 else ""))
+                raise UserError(
+                    f"{who} {kind} {min(names)}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+                )
         for name, tensor in state.items():
             if tensor.shape != own[name].shape:
-                raise UserError(f"{name} has shape {tuple(tensor.shape)} in the adapter, {tuple(own[name].shape)} in the model")
+                raise UserError(
+                    f"{name} has shape {tuple(tensor.shape)} in the adapter, {tuple(own[name].shape)} in the model"
+                )
         for name, tensor in state.items():
             own[name].copy_(tensor)
 
@@ -163,9 +169,13 @@ class Adapter:
         declared = {id(p) for p in self.parameters()}
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad and id(parameter) not in declared:
-                raise UserError(f"{name} would be trained, but it belongs to the frozen base; do not unfreeze it after attach")
+                raise UserError(
+                    f"{name} would be trained, but it belongs to the frozen base; do not unfreeze it after attach"
+                )
             if not parameter.requires_grad and id(parameter) in declared:
-                raise UserError(f"{name} belongs to the experts but is frozen; set requires_grad on it or detach the adapter")
+                raise UserError(
+                    f"{name} belongs to the experts but is frozen; set requires_grad on it or detach the adapter"
+                )
 
     def expert(self, index: int) -> dict[str, tuple[Tensor, Tensor]]:
         """Copies of (A, B) of one expert for each layer, shapes (R, I) and (R, O)."""
@@ -194,7 +204,9 @@ class Adapter:
         """
         weights = torch.as_tensor(weights, dtype=torch.float32)
         if weights.shape != (self.num_experts,):
-            raise UserError(f"merge: give one weight for each of the {self.num_experts} experts, not {tuple(weights.shape)}")
+            raise UserError(
+                f"merge: give one weight for each of the {self.num_experts} experts, not {tuple(weights.shape)}"
+            )
         model = copy.deepcopy(self.model)
         for name, layer in _expert_layers(model):
             _set_submodule(model, name, layer.merged(weights.to(layer.A.device)))
@@ -250,7 +262,9 @@ def _expert_layers(model: nn.Module) -> list[tuple[str, ExpertLinear]]:
 
 
 def _router_key(number: int, spec: ExpertSpec, name: str) -> str:
-    return {"layer": name, "block": f"{name.rpartition('.')[0]}.group{number}", "model": f"group{number}"}[spec.router.scope]
+    return {"layer": name, "block": f"{name.rpartition('.')[0]}.group{number}", "model": f"group{number}"}[
+        spec.router.scope
+    ]
 
 
 def _first(layers: dict[str, ExpertLinear], router: Router) -> str:

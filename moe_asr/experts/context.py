@@ -53,8 +53,8 @@ class Routing:
             lengths_N = self.lengths[stream]
             if int(lengths_N.max()) > num_frames or int(lengths_N.min()) < 1:
                 raise UserError(
-                    f"routing lengths of stream '{stream}' range from {int(lengths_N.min())} to {int(lengths_N.max())}, but "
-                    f"its layers see 1 to {num_frames} frames: give lengths at the layers' own frame rate"
+                    f"routing lengths of stream '{stream}' range from {int(lengths_N.min())} to {int(lengths_N.max())}, "
+                    f"but its layers see 1 to {num_frames} frames: give lengths at the layers' own frame rate"
                 )
             self._masks[key] = torch.arange(num_frames, device=lengths_N.device) < lengths_N[:, None]
         return self._masks[key]
@@ -83,7 +83,7 @@ class RoutingContext:
             self.routing, self.enabled = before
 
     def checkpoint_context_fn(self):
-        """For `torch.utils.checkpoint(..., context_fn=...)`: the recomputation sees the routing of its own forward pass.
+        """For `torch.utils.checkpoint`'s `context_fn`: the recomputation sees the routing of its own forward pass.
 
         It needs its own (empty) statistics, balance terms and shared weights, since it runs each layer a second time.
         """
@@ -115,7 +115,9 @@ def make_routing(
         labels = domains if labels is None else labels
     elif domains is not None:
         if domains.dim() != 2 or domains.shape[1] != num_experts or not domains.is_floating_point():
-            raise UserError(f"domains must be ids (N) or weights (N, {num_experts}), not {tuple(domains.shape)} {domains.dtype}")
+            raise UserError(
+                f"domains must be ids (N) or weights (N, {num_experts}), not {tuple(domains.shape)} {domains.dtype}"
+            )
         if not bool(torch.isfinite(domains).all()) or bool((domains < 0).any()):
             raise UserError("domain weights must be finite and not negative")
         domains_NE = domains

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moe_asr.errors import UserError
-from moe_asr.experts.context import Routing, RoutingContext
+from moe_asr.experts.context import RoutingContext
 from moe_asr.experts.mixture import factor_mixture, frozen_weight, merged_weight, product_mixture
 from moe_asr.experts.routers import Router, RouterSpec
 
@@ -53,7 +53,9 @@ class ExpertSpec:
         if not 0 <= self.dropout < 1:
             raise UserError(f"experts: dropout must be from 0 to below 1, not {self.dropout}")
         if self.mixing == "factor" and self.router.route != "given" and self.router.granularity == "frame":
-            raise UserError("experts: factor mixing takes one weight for each utterance; set router granularity: utterance")
+            raise UserError(
+                "experts: factor mixing takes one weight for each utterance; set router granularity: utterance"
+            )
 
     @property
     def scale(self) -> float:
@@ -75,7 +77,13 @@ class ExpertLinear(nn.Module):
     """
 
     def __init__(
-        self, base: nn.Module, spec: ExpertSpec, router: Router, context: RoutingContext, name: str = "", block: str = ""
+        self,
+        base: nn.Module,
+        spec: ExpertSpec,
+        router: Router,
+        context: RoutingContext,
+        name: str = "",
+        block: str = "",
     ) -> None:
         super().__init__()
         self.base, self.spec, self.router, self.name, self.block = base, spec, router, name, block
@@ -194,7 +202,7 @@ class ExpertLinear(nn.Module):
 
 
 def expert_factory(base: nn.Module) -> dict:
-    """Device of the base; float32 whatever the base is stored in, since experts are trained (float64 stays, for checks)."""
+    """Device of the base; float32 whatever the base is stored in, since experts are trained (float64 stays)."""
     like = next(iter([*base.parameters(), *base.buffers()]))
     return {"device": like.device, "dtype": torch.float64 if like.dtype == torch.float64 else torch.float32}
 

@@ -1,7 +1,8 @@
 """One expert as a plain LoRA in the format of PEFT, and back.
 
 PEFT (https://github.com/huggingface/peft) keeps `lora_A.weight` (R, I) and `lora_B.weight` (O, R) for each layer in
-`adapter_model.safetensors`, under `base_model.model.<layer>`, and its scale as `lora_alpha / r` in `adapter_config.json`.
+`adapter_model.safetensors`, under `base_model.model.<layer>`, and its scale as `lora_alpha / r` in
+`adapter_config.json`.
 """
 
 from __future__ import annotations
@@ -96,7 +97,9 @@ def _read(folder: Path) -> tuple[dict, dict[str, Tensor]]:
         if config["peft_type"] != "LORA" or config["r"] < 1 or config["lora_alpha"] is None:
             raise UserError(f"{folder} holds a {config['peft_type']} adapter; only LoRA can become an expert")
     except FileNotFoundError as error:
-        raise UserError(f"{folder} holds no adapter in PEFT's format: {Path(error.filename or '').name} is missing") from None
+        raise UserError(
+            f"{folder} holds no adapter in PEFT's format: {Path(error.filename or '').name} is missing"
+        ) from None
     except UserError:
         raise
     except (SafetensorError, ValueError, KeyError, TypeError) as error:

@@ -7,7 +7,8 @@ All routers of the toolkit are one formula with parts switched on or off:
     select   p_hat = all | top-k | threshold | sparsegen of p        with its own threshold for each of the two
     combine  w = (g_hat + l_hat) / 2                                 where both are there
 
-    given: g alone · dense: l, all · top-k: l, topk · AdaMoLE: l, threshold · LD-MoLE: l, sparsegen · HDMoLE: both, threshold
+    given: g alone · dense: l, all · top-k: l, topk · AdaMoLE: l, threshold · LD-MoLE: l, sparsegen
+    HDMoLE: both, threshold
 
 The defaults are our reading of HDMoLE (arXiv 2409.19878); the paper's text fixes hierarchical routing and dynamic
 thresholds, not these formulas.
@@ -36,7 +37,8 @@ class RouterSpec:
     Args:
         route: given (domain of the utterance alone), local (the layer's input alone) or hierarchical (both)
         select: which experts stay: all, topk, threshold or sparsegen
-        threshold: where threshold or sparsity come from: input (linear in the layer's input), learned (one scalar) or fixed
+        threshold: where threshold or sparsity come from: input (linear in the layer's input), learned (a scalar) or
+            fixed
         fixed_threshold: for fixed: threshold in units of 1 / number of experts, or the sparsity; from 0 to below 1
         hard: keep p where it reaches the threshold instead of subtracting; needs a fixed threshold
         top_k: experts kept by topk
@@ -61,7 +63,9 @@ class RouterSpec:
 
     def __post_init__(self) -> None:
         if self.hard and (self.select != "threshold" or self.threshold != "fixed"):
-            raise UserError("router: hard selection gives a threshold no gradient; set select: threshold, threshold: fixed")
+            raise UserError(
+                "router: hard selection gives a threshold no gradient; set select: threshold, threshold: fixed"
+            )
         if not 0 <= self.fixed_threshold < 1:
             raise UserError(f"router: fixed_threshold must be from 0 to below 1, not {self.fixed_threshold}")
         if self.top_k < 1:

@@ -26,12 +26,14 @@ def hard_threshold(p: Tensor, tau: Tensor) -> Tensor:
 
 def top_k(p: Tensor, k: int) -> Tensor:
     """The k largest probabilities, renormalised; ties go to the lower index, so that results repeat everywhere."""
-    kept = torch.zeros_like(p).scatter(-1, torch.sort(p, dim=-1, descending=True, stable=True).indices[..., :k], 1.0) * p
+    kept = (
+        torch.zeros_like(p).scatter(-1, torch.sort(p, dim=-1, descending=True, stable=True).indices[..., :k], 1.0) * p
+    )
     return kept / kept.sum(-1, keepdim=True)
 
 
 def sparsegen(p: Tensor, sparsity: Tensor) -> Tensor:
-    """Projection of `p / (1 - sparsity)` onto the simplex, in closed form (Laha et al. 2018; LD-MoLE, arXiv 2509.25684).
+    """Projection of `p / (1 - sparsity)` onto the simplex, in closed form (Laha et al. 2018; used by LD-MoLE).
 
     `w = argmin_{w in simplex} |w - p|^2 - sparsity |w|^2`. Sparsity 0 keeps p as it is, towards 1 only the largest
     stays; at least one expert always survives.

@@ -27,7 +27,7 @@ class RoutingStatistics:
     @torch.no_grad()
     def update(self, layer: str, gates: Tensor, mask_NT: Optional[Tensor], labels_N: Optional[Tensor]) -> None:
         """Adds the weights of one layer for one batch, (N, E) or (N, T, E); padding is left out."""
-        N, E = gates.shape[0], gates.shape[-1]
+        N = gates.shape[0]
         if gates.dim() == 2:
             gates, mask_NT = gates[:, None], None
         gates = gates.double()

@@ -34,7 +34,7 @@ class AdaptationConfig:
 
     Args:
         experts: which layers get how many experts of which rank, and how they are weighed
-        domains: what the experts stand for, in order; empty takes the classes of the classifier, or no names for one expert
+        domains: what the experts stand for, in order; empty takes the classes of the classifier
         global_route: where the domain of an utterance comes from: posterior (of the classifier), label or uniform
         domain_classifier: model folder of the classifier; needed for posterior
     """
@@ -56,7 +56,11 @@ class AdaptedRecogniser(nn.Module):
     """
 
     def __init__(
-        self, recogniser: Recogniser, adapter: Adapter, config: AdaptationConfig, classifier: Optional[LoadedModel] = None
+        self,
+        recogniser: Recogniser,
+        adapter: Adapter,
+        config: AdaptationConfig,
+        classifier: Optional[LoadedModel] = None,
     ) -> None:
         super().__init__()
         self.recogniser, self.adapter, self.config = recogniser, adapter, config
@@ -142,13 +146,14 @@ def adapt(recogniser: Recogniser, config: AdaptationConfig) -> AdaptedRecogniser
     names = config.domains or (classifier.model.domains if classifier else ())
     if classifier and tuple(names) != tuple(classifier.model.domains):
         raise UserError(
-            f"the domains are {', '.join(names)}, but the classifier knows {', '.join(classifier.model.domains)}, in this order"
+            f"the domains are {', '.join(names)}, but the classifier knows {', '.join(classifier.model.domains)}, in "
+            "this order"
         )
     needs = config.experts.router.needs_domains and config.experts.num_experts > 1
     if needs and len(names) != config.experts.num_experts:
         raise UserError(
-            f"there are {config.experts.num_experts} experts for {len(names)} domains ({', '.join(names) or 'no names given'}); "
-            "set experts.num_experts, or domains"
+            f"there are {config.experts.num_experts} experts for {len(names)} domains "
+            f"({', '.join(names) or 'no names given'}); set experts.num_experts, or domains"
         )
     config = dataclasses.replace(config, domains=tuple(names))
     adapted = AdaptedRecogniser(recogniser, attach(recogniser, config.experts), config, classifier)

@@ -36,8 +36,8 @@ from moe_asr.training.loop import Trainer
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Trains a model from scratch (`model`), fine-tunes all of one (`init`), or trains experts on a frozen one (`init` and
-    `adaptation`).
+    """Trains a model from scratch (`model`), fine-tunes all of one (`init`), or trains experts on a frozen one (`init`
+    and `adaptation`).
 
     Args:
         exp_dir: folder of the run; a run that was stopped there goes on
@@ -51,8 +51,8 @@ class RunConfig:
         normaliser: name of the normaliser that the transcripts went through
         augment: SpecAugment; unset for none
         train: the loop and its optimiser
-        on_change: what to do with an unfinished or finished run in exp_dir that had other settings, data or models: error, or
-            restart, which throws it away
+        on_change: what to do with a run in exp_dir that had other settings, data or models: error, or restart, which
+            throws it away
         gradient_checkpointing: recompute activations in the backward pass, to save memory
         device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one
     """
@@ -147,10 +147,11 @@ def train(config: RunConfig) -> None:
 
 def _identity(config: RunConfig, model: nn.Module) -> dict:
     """All but the training settings that makes a run what it is, contents of files included."""
-    left_out = ("train", "exp_dir", "device", "on_change")
     manifests = [*config.data.manifests, *config.valid.manifests]
+    without = replace(config, data=replace(config.data, num_workers=0), valid=replace(config.valid, num_workers=0))
+    left_out = ("train", "exp_dir", "device", "on_change", "gradient_checkpointing")
     return {
-        **{key: value for key, value in to_plain(config).items() if key not in left_out},
+        **{key: value for key, value in to_plain(without).items() if key not in left_out},
         "contents": {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in manifests},
         "initial_weights": base_identity(model) if config.init else None,
     }

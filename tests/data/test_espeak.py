@@ -72,6 +72,19 @@ def test_same_seed_same_samples_in_a_fresh_process():
     assert runs[0] == runs[1] != runs[2]
 
 
+def test_deep_environments(tmp_path):
+    import espeakng_loader
+
+    deep = tmp_path / ("d" * 100) / ("e" * 100)
+    deep.mkdir(parents=True)
+    (deep / "data").symlink_to(espeakng_loader.get_data_path())
+    code = (
+        f"import espeakng_loader as e; e.get_data_path = lambda: {str(deep / 'data')!r};"
+        "from moe_asr.data.espeak import Synthesiser; assert len(Synthesiser().speak('hello', 'de', 'f2')[0]) > 5000"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_unknown_voices_are_named(synthesiser):
     with pytest.raises(UserError, match="no voice 'klingon-7'"):
         synthesiser.speak(TEXT, "klingon-7")

@@ -54,6 +54,7 @@ def test_log_mel_equals_the_definition():
     torch.testing.assert_close(features_NTF[0], naive_log_mel(audio_NS[0], config), atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_fbank_equals_lhotse():
     from lhotse.features.kaldi.layers import Wav2LogFilterBank
 

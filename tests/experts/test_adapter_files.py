@@ -4,9 +4,9 @@ import sys
 
 import pytest
 import torch
+from models import SPECS, Tower, fill
 from safetensors.torch import load_file, save_file
 
-from models import SPECS, Tower, fill
 from moe_asr.errors import UserError
 from moe_asr.experts import (
     ExpertLinear,
@@ -49,7 +49,7 @@ def test_a_new_process_gives_the_same_outputs(tmp_path):
         save_file({"y": model(torch.randn(3, 7, 12)).detach()}, tmp_path / "y")
     code = f"""
 import sys, torch
-sys.path.insert(0, {str(__import__('pathlib').Path(__file__).parent)!r})
+sys.path.insert(0, {str(__import__("pathlib").Path(__file__).parent)!r})
 from models import Tower
 from moe_asr.experts import load_adapter
 from safetensors.torch import load_file
@@ -57,7 +57,7 @@ model = Tower()
 adapter = load_adapter(model, {str(folder)!r})
 torch.manual_seed(5)
 with adapter.route(torch.tensor([0, 2, 1]), torch.tensor([7, 3, 5])):
-    assert torch.equal(model(torch.randn(3, 7, 12)), load_file({str(tmp_path / 'y')!r})['y'])
+    assert torch.equal(model(torch.randn(3, 7, 12)), load_file({str(tmp_path / "y")!r})['y'])
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 

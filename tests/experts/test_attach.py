@@ -2,9 +2,9 @@ import copy
 
 import pytest
 import torch
+from models import SPECS, E, Tower, fill
 from torch import nn
 
-from models import E, SPECS, Tower, fill
 from moe_asr.errors import UserError
 from moe_asr.experts import ExpertLinear, ExpertSpec, RouterSpec, attach, base_identity
 
@@ -69,7 +69,9 @@ def test_base_keeps_its_bytes_and_only_experts_get_gradient(name, tmp_path):
         with adapter.route(domains=DOMAINS, lengths=LENGTHS):
             loss = (model(batch()) ** 2).mean()
         loss.backward()
-        assert all(p.grad is None for n, p in model.named_parameters() if id(p) not in set(map(id, adapter.parameters())))
+        assert all(
+            p.grad is None for n, p in model.named_parameters() if id(p) not in set(map(id, adapter.parameters()))
+        )
         assert all(p.grad is not None for p in adapter.parameters())
         optimizer.step()
         model.eval()
@@ -111,7 +113,9 @@ def test_merged_equals_fixed_weights_and_leaves_the_model_alone(name):
     assert not any(p.requires_grad for p in merged.parameters())
     spec = SPECS[name]
     plain = Tower()
-    given = attach(plain, ExpertSpec(spec.targets, E, 2, mixing=spec.mixing, router=RouterSpec(route="given", select="all")))
+    given = attach(
+        plain, ExpertSpec(spec.targets, E, 2, mixing=spec.mixing, router=RouterSpec(route="given", select="all"))
+    )
     given.load_state_dict({n: t for n, t in adapter.state_dict().items() if ".router." not in n})
     with given.route(domains=weights.expand(3, E)):
         torch.testing.assert_close(merged(x), plain(x), rtol=1e-4, atol=1e-5)
@@ -215,7 +219,9 @@ def test_expert_moves_between_adapters():
     for name, (A, B) in two.expert(2).items():
         assert torch.equal(A, one.layers[name].A[0]) and torch.equal(B, one.layers[name].B[0])
     with pytest.raises(UserError, match="rank 4"):
-        two.set_expert(0, {n: (torch.zeros(4, a.shape[1]), torch.zeros(4, b.shape[1])) for n, (a, b) in two.expert(0).items()})
+        two.set_expert(
+            0, {n: (torch.zeros(4, a.shape[1]), torch.zeros(4, b.shape[1])) for n, (a, b) in two.expert(0).items()}
+        )
     with pytest.raises(UserError, match="different layers"):
         two.set_expert(0, {})
     with pytest.raises(UserError, match="experts 0 to 2"):

@@ -1,9 +1,9 @@
 import pytest
+import reference
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-import reference
 from moe_asr.experts.mixture import factor_mixture, merged_weight, product_mixture
 
 N, T, I, O, E, R = 3, 4, 5, 6, 4, 2

@@ -1,9 +1,9 @@
 import math
 
 import pytest
+import reference
 import torch
 
-import reference
 from moe_asr.errors import UserError
 from moe_asr.experts.context import Routing, make_routing
 from moe_asr.experts.routers import Router, RouterSpec, balance_term
@@ -122,7 +122,9 @@ def test_gradcheck(options):
     x.requires_grad_()
 
     def function(x, *parameters):
-        return torch.func.functional_call(router, dict(zip(names, parameters)), (x, routing.mask("default", T), routing))
+        return torch.func.functional_call(
+            router, dict(zip(names, parameters)), (x, routing.mask("default", T), routing)
+        )
 
     names, parameters = zip(*[(n, p.detach().requires_grad_()) for n, p in router.named_parameters()])
     assert torch.autograd.gradcheck(function, (x, *parameters))

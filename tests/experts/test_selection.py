@@ -1,7 +1,7 @@
 import pytest
+import reference
 import torch
 
-import reference
 from moe_asr.experts.selection import hard_threshold, soft_threshold, sparsegen, top_k
 
 

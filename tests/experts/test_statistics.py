@@ -1,7 +1,7 @@
 import pytest
 import torch
-
 from models import E, Tower, fill
+
 from moe_asr.experts import ExpertSpec, RouterSpec, RoutingStatistics, attach
 
 LENGTHS, LABELS = torch.tensor([7, 3, 5]), torch.tensor([0, 2, 0])

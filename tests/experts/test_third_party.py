@@ -78,7 +78,9 @@ def test_whisper_trains_and_a_mixed_batch_equals_one_by_one():
 
 def test_generate_leaves_mode_and_trainable_set_alone():
     model = whisper()
-    adapter = attach(model, ExpertSpec((r"model\..*(q_proj|v_proj)",), E, 2, router=RouterSpec(route="given", select="all")))
+    adapter = attach(
+        model, ExpertSpec((r"model\..*(q_proj|v_proj)",), E, 2, router=RouterSpec(route="given", select="all"))
+    )
     fill(adapter, 0.5)
     model.train()
     features = whisper_batch()["input_features"]
@@ -170,7 +172,9 @@ def test_import_of_a_lora_that_peft_trained(tmp_path):
     theirs.save_pretrained(tmp_path / "lora")
     model = causal_lm()
     given = RouterSpec(route="given", select="all")
-    adapter = attach(model, ExpertSpec(("q_proj", "down_proj"), E, 4, alpha=16.0, router=given))  # larger rank, other scale
+    adapter = attach(
+        model, ExpertSpec(("q_proj", "down_proj"), E, 4, alpha=16.0, router=given)
+    )  # larger rank, other scale
     import_expert(adapter, 1, tmp_path / "lora")
     ids = torch.randint(0, 50, (2, 9))
     with adapter.route(torch.tensor([1, 1])):

@@ -44,7 +44,9 @@ class Row:
         return self.bar is None or (value <= self.bar if self.better == "lower" else value >= self.bar)
 
 
-def paired(build: Callable[[], tuple[Call, Call]], factor: float = 1.0, seconds: float = 0.2) -> Callable[[int], list[float]]:
+def paired(
+    build: Callable[[], tuple[Call, Call]], factor: float = 1.0, seconds: float = 0.2
+) -> Callable[[int], list[float]]:
     """Measures CPU time of one call over CPU time of the other, divided by `factor`, in rounds.
 
     Args:
@@ -53,51 +55,57 @@ def paired(build: Callable[[], tuple[Call, Call]], factor: float = 1.0, seconds:
     """
 
     def measure(rounds: int) -> list[float]:
-        calls = build()
-        for call in calls:
-            call()
-        count = max(1, round(seconds / max(sum(map(cpu_time, calls)), 1e-6))) if rounds > 1 else 1
-        collecting = gc.isenabled()
+        calls, results = build(), [None, None]
+        count = max(1, round(seconds / max(sum(_cpu_time(call) for call in calls), 1e-6))) if rounds > 1 else 1
+        ratios, collecting = [], gc.isenabled()
         gc.disable()
         try:
-            ratios = []
             for _ in range(rounds):
                 spent = [0.0, 0.0]
                 for repeat in range(count):
                     # Who goes first changes from turn to turn: the second finds the caches as the first left them.
                     for which in (0, 1) if repeat % 2 else (1, 0):
-                        spent[which] += cpu_time(calls[which])
+                        start = time.process_time()
+                        result = calls[which]()
+                        spent[which] += time.process_time() - start
+                        # Kept until the next turn, as a network keeps what its layers return: without it a small layer
+                        # would write to the same cached memory each time.
+                        results[which] = result
                 ratios.append(spent[0] / spent[1] / factor)
                 gc.collect(0)
-            return ratios
         finally:
             if collecting:
                 gc.enable()
+        return ratios
 
     return measure
 
 
-def cpu_time(call: Call) -> float:
+def _cpu_time(call: Call) -> float:
+    call()  # warm-up
     start = time.process_time()
     call()
     return time.process_time() - start
 
 
 def main(make_rows: Callable[[bool], Sequence[Row]], description: str, argv: Optional[Sequence[str]] = None) -> None:
-    """Command line of a benchmark: prints its rows, exits 1 with `--check` where one is short of its bar or cannot be measured.
+    """Command line of a benchmark: prints its rows.
+
+    With `--check` the exit code is 1 where a row is short of its bar or could not be measured.
 
     Args:
         make_rows: builds the rows; is told whether to be quick (small sizes)
     """
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--rows", nargs="+", metavar="TEXT", default=[""], help="only rows whose name contains one of these")
-    parser.add_argument("--rounds", type=int, default=15, help="paired rounds for each row, at least 7 to mean anything")
+    parser.add_argument("--rows", nargs="+", metavar="TEXT", default=[""], help="rows with one of these in the name")
+    parser.add_argument("--rounds", type=int, default=15, help="paired rounds for each row; fewer than 7 mean little")
     parser.add_argument("--quick", action="store_true", help="small sizes and one round, only to see that it works")
     parser.add_argument("--check", action="store_true", help="exit 1 where a row is short of its bar or not measured")
     args = parser.parse_args(argv)
     if args.rounds < 1:
         parser.error("--rounds must be at least 1")
     torch.set_num_threads(1)
+    settle_allocator()
     rows = [row for row in make_rows(args.quick) if any(text in row.name for text in args.rows)]
     if not rows:
         parser.error(f"no row's name contains {' or '.join(args.rows)}")
@@ -119,9 +127,19 @@ def main(make_rows: Callable[[bool], Sequence[Row]], description: str, argv: Opt
         bar = "" if row.bar is None else f"{'<=' if row.better == 'lower' else '>='} {_plain(row.bar)}"
         verdict = "" if row.bar is None else "ok" if row.reaches_bar(median) else "short"
         short += not row.reaches_bar(median)
-        print(f"{row.name:{width}}  {_plain(median):>8} {spread:>16}  {bar:>10}  {row.unit:<{units}}  {verdict}".rstrip(), flush=True)
+        line = f"{row.name:{width}}  {_plain(median):>8} {spread:>16}  {bar:>10}  {row.unit:<{units}}  {verdict}"
+        print(line.rstrip(), flush=True)
     if args.check and short:
         sys.exit(1)
+
+
+def settle_allocator() -> None:
+    """Frees one large block, after which glibc keeps freed memory, as it does in any process that has run for a while.
+
+    Its thresholds for giving memory back start low and grow with the largest block freed; until then calls that free
+    much are timed with the page faults of getting it again.
+    """
+    torch.empty(30 * 2**20, dtype=torch.uint8)
 
 
 def cpu_model() -> str:

@@ -68,23 +68,27 @@ def step(module: nn.Module, x: Tensor, *others: Tensor) -> Call:
     """One forward and backward pass, with gradients for x, the parameters that train, and `others`."""
     inputs = [x.clone().requires_grad_(), *(p for p in module.parameters() if p.requires_grad), *others]
     dy = torch.randn_like(x)
-    return lambda: torch.autograd.grad(module(inputs[0]), inputs, dy)
+
+    def call() -> tuple:
+        y = module(inputs[0])
+        return y, torch.autograd.grad(y, inputs, dy)
+
+    return call
 
 
 def step_of(adapter: Adapter, x: Tensor, **routing: Tensor) -> Call:
     """The same for an adapted model inside `route`, with gradients for the routing where it asks for them."""
     call = step(adapter.model, x, *(tensor for tensor in routing.values() if tensor.requires_grad))
 
-    def routed() -> None:
+    def routed() -> tuple:
         with adapter.route(**routing):
-            call()
+            return call()
 
     return routed
 
 
-def experts_on(d: int, router: RouterSpec, num_experts: int = NUM_EXPERTS, rank: int = RANK, **options: object) -> Adapter:
-    spec = ExpertSpec(("linear",), num_experts, rank, router=router, **options)
-    return _filled(attach(Linear(d), spec))
+def experts_on(d: int, router: RouterSpec, num_experts: int = NUM_EXPERTS, rank: int = RANK, **options) -> Adapter:
+    return _filled(attach(Linear(d), ExpertSpec(("linear",), num_experts, rank, router=router, **options)))
 
 
 def mixing_layer(d: int, frames: int) -> ExpertLinear:
@@ -98,7 +102,8 @@ def mixing_layer(d: int, frames: int) -> ExpertLinear:
 def peft_lora(d: int, rank: int) -> nn.Module:
     from peft import LoraConfig, get_peft_model
 
-    return get_peft_model(Linear(d), LoraConfig(r=rank, lora_alpha=32, target_modules=["linear"])).base_model.model.linear
+    config = LoraConfig(r=rank, lora_alpha=32, target_modules=["linear"])
+    return get_peft_model(Linear(d), config).base_model.model.linear
 
 
 def against_floor(d: int, frames: int) -> list[Row]:
@@ -161,9 +166,9 @@ def inference(d: int, frames: int) -> list[Row]:
     weights = torch.linspace(0.05, 0.2, NUM_EXPERTS)
 
     def forward(model: nn.Module, x: Tensor, adapter: Optional[Adapter] = None) -> Call:
-        def call() -> None:
+        def call() -> Tensor:
             with torch.no_grad(), adapter.route(domains=weights[None]) if adapter else nullcontext():
-                model(x)
+                return model(x)
 
         return call
 

@@ -1,8 +1,7 @@
 """Speaks the miniature corpus with espeak-ng: one general accent and some others, each by many artificial speakers.
 
 Voices and speakers of the train, dev and test sets are disjoint, and so are the sentences; within dev and within test
-all accents say the same sentences. The same seed gives the same files for any
-number of jobs.
+all accents say the same sentences. The same seed gives the same files for any number of jobs.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ ACCENTS = {
     "german": "de",
     "french": "fr",
     "spanish": "es",
-    "italian": "it",
 }
 GENERAL = "american"
 # timbres that can be understood, by set; whispering, croaking and robot voices are left out
@@ -53,7 +51,7 @@ class SynthesiseConfig:
             dev_accents.tsv and test.tsv.
         seed: Of sentences, speakers and noise.
         num_jobs: Processes.
-        general_train: Number of utterances, as for the others below.
+        general_train: Number of utterances in the general accent, American English; numbers also below.
         general_dev: In the general accent.
         accent_train: In each other accent.
         accent_dev: In each other accent.
