@@ -6,7 +6,7 @@ ROOT = Path(__file__).parent
 version = (ROOT / "moe_asr" / "__init__.py").read_text().split('__version__ = "')[1].split('"')[0]
 
 train = ["matplotlib", "rich", "tensorboard"]
-data = ["lhotse>=1.33", "sentencepiece", "soundfile", "urllib3"]  # lhotse needs urllib3 without saying so
+data = ["lhotse>=1.33", "sentencepiece", "soundfile", "soxr", "urllib3"]  # lhotse needs urllib3 without saying so
 score = ["kaldialign>=0.10", "rich"]
 whisper = ["transformers>=5"]
 

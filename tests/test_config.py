@@ -76,7 +76,15 @@ def test_bad_command_line_is_one_line(argv, says):
 
 
 @pytest.mark.parametrize(
-    "text, says", [("optim: {lrr: 1}", "did you mean 'lr'"), ("optm: {}", "did you mean 'optim'"), ("layers: [{ranc: }]", "did you mean 'rank'"), ("optm: {lr: 1}", "optm"), ("- 1", ""), ("a: [", "")]
+    "text, says",
+    [
+        ("optim: {lrr: 1}", "did you mean 'lr'"),
+        ("optm: {}", "did you mean 'optim'"),
+        ("layers: [{ranc: }]", "did you mean 'rank'"),
+        ("optm: {lr: 1}", "optm"),
+        ("- 1", ""),
+        ("a: [", ""),
+    ],
 )
 def test_bad_file_is_one_line(tmp_path, text, says):
     (tmp_path / "b.yaml").write_text("exp_dir: x\n" + text if says else text)

@@ -38,13 +38,17 @@ def test_floors():
 
 def test_experts_stand_alone():
     allowed = {"config", "errors", "files", "experts"}
-    used = {n.split(".")[1] for p in (PACKAGE / "experts").glob("*.py") for n in imported(p) if n.startswith("moe_asr.")}
+    used = {
+        n.split(".")[1] for p in (PACKAGE / "experts").glob("*.py") for n in imported(p) if n.startswith("moe_asr.")
+    }
     assert used <= allowed
 
 
 def test_files_stay_small():
     sources = [*PACKAGE.rglob("*.py"), *ROOT.glob("egs/*/*/local/*.py"), *ROOT.glob("tools/bench/*.py")]
-    long = {str(p.relative_to(ROOT)): n for p in sources if (n := len(p.read_text(encoding="utf-8").splitlines())) > 320}
+    long = {
+        str(p.relative_to(ROOT)): n for p in sources if (n := len(p.read_text(encoding="utf-8").splitlines())) > 320
+    }
     assert not long
 
 

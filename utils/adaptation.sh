@@ -1,15 +1,30 @@
 # shellcheck shell=bash
 # Stages 2 to 6 of a recipe that adapts a general recogniser to several accents: base model, accent recogniser,
-# adaptations, decoding, scoring. A recipe sources this after path.sh; its own stage 1 makes, in $data_dir, the manifests
-# train_general, train_accents, dev_general, dev_accents and test (.jsonl.gz), and tokens/. It sets
+# adaptations, decoding, scoring. A recipe sources this after path.sh; its own stage 1 makes in $data_dir the $tables
+# (.tsv), and calls make_manifests and make_tokens. It sets
 #
 #   data_dir exp_dir results  where things are
 #   systems                   adaptations to compare: names of conf/NAME.yaml
 #   general                   the accent of the general domain
 #   normaliser                name of the text normaliser
+#   nj                        processes that check audio
 #   training                  options for all training runs
 
-: "${data_dir:?}" "${exp_dir:?}" "${results:?}" "${systems:?}" "${general:?}" "${normaliser:?}" "${training=}"
+: "${nj:?}" "${data_dir:?}" "${exp_dir:?}" "${results:?}" "${systems:?}" "${general:?}" "${normaliser:?}" "${training=}"
+
+tables="train_general train_accents dev_general dev_accents test"
+
+make_manifests() {
+  local table
+  for table in $tables; do
+    python3 -m moe_asr.bin.prepare --table "$data_dir/$table.tsv" --manifest "$data_dir/$table.jsonl.gz" \
+      --normaliser "$normaliser" --check.num_jobs "$nj"
+  done
+}
+
+make_tokens() { # make_tokens OPTIONS: the token set of the base recogniser
+  python3 -m moe_asr.bin.tokens --manifests+ "$data_dir/train_general.jsonl.gz" --out_dir "$data_dir/tokens" "$@"
+}
 
 stage_2() {
   stage "Train the base recogniser on the general accent" outputs "$exp_dir/base/final"

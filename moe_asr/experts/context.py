@@ -53,8 +53,9 @@ class Routing:
             lengths_N = self.lengths[stream]
             if int(lengths_N.max()) > num_frames or int(lengths_N.min()) < 1:
                 raise UserError(
-                    f"routing lengths of stream '{stream}' range from {int(lengths_N.min())} to {int(lengths_N.max())}, "
-                    f"but its layers see 1 to {num_frames} frames: give lengths at the layers' own frame rate"
+                    f"routing lengths of stream '{stream}' range from {int(lengths_N.min())} to "
+                    f"{int(lengths_N.max())}, but its layers see 1 to {num_frames} frames: give lengths at the layers' "
+                    "own frame rate"
                 )
             self._masks[key] = torch.arange(num_frames, device=lengths_N.device) < lengths_N[:, None]
         return self._masks[key]

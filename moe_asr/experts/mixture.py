@@ -19,8 +19,8 @@ def product_mixture(
 ) -> Tensor:
     """`y = W x + b + scale * sum_e w_e B_e A_e x`.
 
-    Forward and backward cost `1 + 3 E R / d` of the frozen layer alone (square layer of width d), and keep only x, `A x`
-    (T * E * R items) and the gates. Gradients reach x, A, B and the gates, never W.
+    Forward and backward cost `1 + 3 E R / d` of the frozen layer alone (square layer of width d), and keep only x,
+    `A x` (T * E * R items) and the gates. Gradients reach x, A, B and the gates, never W.
 
     Args:
         base: the frozen linear layer, see `frozen_weight`
@@ -42,7 +42,9 @@ def factor_mixture(
     return _Factor.apply(base, x_NTI, dropped_NTI, A_NRI, B_NRO, scale)
 
 
-def merged_weight(weight_OI: Tensor, A_ERI: Tensor, B_ERO: Tensor, gates_E: Tensor, scale: float, mixing: str) -> Tensor:
+def merged_weight(
+    weight_OI: Tensor, A_ERI: Tensor, B_ERO: Tensor, gates_E: Tensor, scale: float, mixing: str
+) -> Tensor:
     """The weight of the one linear layer equal to base and experts under the fixed weights `gates_E`; a new tensor."""
     if mixing == "factor":
         A_KI, B_KO = torch.tensordot(gates_E, A_ERI, 1), torch.tensordot(gates_E, B_ERO, 1)
@@ -77,11 +79,11 @@ class _Product(torch.autograd.Function):
         dy_MO, u_MI = dy_NTO.flatten(0, 1), u_NTI.flatten(0, 1)
         scaled = gates * ctx.scale
         dzg_NTK = F.linear(dy_MO, B_KO).view_as(z_NTK)
-        scratch_NTK = torch.empty_like(z_NTK)
+        scratch_NTK = torch.empty_like(z_NTK)  # used twice: at these widths fresh memory costs more than arithmetic
         if need_gates:
-            torch.mul(dzg_NTK, z_NTK, out=scratch_NTK)
-            # For one weight per utterance the frames are summed first: there E * R columns, not E, fill the vectors.
-            per_rank = scratch_NTK.sum(1, keepdim=True) if gates.shape[1] == 1 else scratch_NTK
+            per_rank = torch.mul(dzg_NTK, z_NTK, out=scratch_NTK)
+            if gates.shape[1] == 1:
+                per_rank = per_rank.sum(1, keepdim=True)
             dgates = per_rank.unflatten(-1, (gates.shape[-1], -1)).sum(-1).mul_(ctx.scale)
         if need_B:
             dB = _gated(z_NTK, scaled, out=scratch_NTK).flatten(0, 1).t() @ dy_MO
@@ -89,6 +91,7 @@ class _Product(torch.autograd.Function):
         if need_A:
             dA = dz_MK.t() @ u_MI
         if need_x or need_dropped:
+            # The narrow product comes first: the wide one hides the time that adding to memory takes.
             du_MI = dz_MK @ A_KI
             if ctx.dropped:
                 ddropped = du_MI.view_as(u_NTI)

@@ -32,8 +32,9 @@ def batch(n=3):
     audio = 0.1 * torch.randn(n, 16000, generator=generator)
     audio[torch.arange(16000) >= lengths[:, None]] = 0
     names = [""] * n
-    return Batch([f"u{i}" for i in range(n)], names, names, names, names, audio, lengths,
-                 torch.randint(3, 9, (n, 4), generator=generator), torch.full((n,), 4), torch.tensor([0, 2, 1])[:n])  # fmt: skip
+    tokens, domains = torch.randint(3, 9, (n, 4), generator=generator), torch.tensor([0, 2, 1])[:n]
+    ids = [f"u{i}" for i in range(n)]
+    return Batch(ids, names, names, names, names, audio, lengths, tokens, torch.full((n,), 4), domains)
 
 
 @pytest.fixture

@@ -182,4 +182,6 @@ def test_truncated_audio_is_rejected_and_the_run_goes_on(corpus, tmp_path):
     assert "11 utterances" in out and "rejected 1" in out
     rejected = [json.loads(line) for line in next(tmp_path.glob("rejected*.jsonl")).read_text().splitlines()]
     assert rejected[0]["id"] == "u03"
-    assert "rejected" in command(corpus, "prepare", "--table", "cut.tsv", "--manifest", tmp_path / "cut2.jsonl", fails=1)
+    assert "rejected" in command(
+        corpus, "prepare", "--table", "cut.tsv", "--manifest", tmp_path / "cut2.jsonl", fails=1
+    )

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A recogniser trained on one accent of synthetic English learns six others: full fine-tuning, one LoRA and HDMoLE side
+# A recogniser trained on one accent of synthetic English learns five others: full fine-tuning, one LoRA and HDMoLE side
 # by side. Needs no data and no GPU; takes minutes on two cores.
 
 nj=2                       # processes that make and check data
@@ -15,16 +15,12 @@ general=american normaliser=english
 . "$MOE_ASR_ROOT/utils/adaptation.sh"
 
 stage_1() {
-  stage "Make speech, manifests and tokens" outputs "$data_dir"/{train_general,train_accents,dev_general,dev_accents,test}.jsonl.gz
-  local table options
+  stage "Make speech, manifests and tokens" outputs "$data_dir"/test.jsonl.gz
+  local options
   read -ra options <<<"$synthesis"
   python3 local/synthesise.py --out_dir "$data_dir" --num_jobs "$nj" "${options[@]}"
-  for table in train_general train_accents dev_general dev_accents test; do
-    python3 -m moe_asr.bin.prepare --table "$data_dir/$table.tsv" --manifest "$data_dir/$table.jsonl.gz" \
-      --normaliser "$normaliser" --check.num_jobs "$nj"
-  done
-  python3 -m moe_asr.bin.tokens --manifests+ "$data_dir/train_general.jsonl.gz" --out_dir "$data_dir/tokens" \
-    --kind bpe --vocab_size 120
+  make_manifests
+  make_tokens --kind bpe --vocab_size 120
 }
 
 run_stages

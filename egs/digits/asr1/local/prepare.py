@@ -50,7 +50,7 @@ class DigitsConfig:
     """
 
     corpus_dir: str = ""
-    download_dir: str = "download"
+    download_dir: str = "downloads"
     out_dir: str = "data"
     seed: int = 0
     general_train: int = 1200
