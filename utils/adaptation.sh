@@ -34,7 +34,7 @@ stage_2() {
 
 stage_3() {
   stage "Train the accent recogniser" outputs "$exp_dir/accent/final"
-  train accent --data.manifests+ "$data_dir/train_general.jsonl.gz" --data.manifests+ "$data_dir/train_accents.jsonl.gz" \
+  train accent --init_encoder "$exp_dir/base/final" --data.manifests+ "$data_dir/train_general.jsonl.gz" --data.manifests+ "$data_dir/train_accents.jsonl.gz" \
     --valid.manifests+ "$data_dir/dev_general.jsonl.gz" --valid.manifests+ "$data_dir/dev_accents.jsonl.gz"
 }
 

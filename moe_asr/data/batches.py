@@ -6,7 +6,9 @@ Shape suffixes: N utterances, S samples, U tokens.
 from __future__ import annotations
 
 import dataclasses
+import random
 import signal
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -36,6 +38,7 @@ class DataConfig:
         speed_factors: Speed perturbation; each utterance gets one of these in each epoch.
         sample_rate: In Hz; that of the features.
         domain_key: The field whose values are the domains.
+        max_per_domain: At most so many utterances of each domain, chosen by the seed; 0 takes all.
         unknown_domain: What to do with an utterance whose label is not among the domains: `error`, or `allow`, which
             gives it the index -1.
         num_workers: Processes that load audio; results do not depend on it.
@@ -49,6 +52,7 @@ class DataConfig:
     speed_factors: tuple[float, ...] = (1.0,)
     sample_rate: int = 16000
     domain_key: Literal["accent", "speaker", "language"] = "accent"
+    max_per_domain: int = 0
     unknown_domain: Literal["error", "allow"] = "error"
     num_workers: int = 0
 
@@ -148,7 +152,7 @@ class BatchLoader:
         start_batch: int = 0,
     ):
         self.config, self.tokens, self.domains = config, tokens, list(domains)
-        self.utterances = read_manifests(config.manifests)
+        self.utterances = _limited(read_manifests(config.manifests), config)
         _check_domains(self.utterances, config, self.domains)
         self.plan = BatchPlan(
             [u.seconds for u in self.utterances],
@@ -181,6 +185,21 @@ class BatchLoader:
             if isinstance(batch, UserError):
                 raise batch
             yield batch
+
+
+def _limited(utterances: Sequence[Utterance], config: DataConfig) -> list[Utterance]:
+    if not config.max_per_domain:
+        return list(utterances)
+    order = list(utterances)
+    random.Random(config.seed).shuffle(order)
+    count: Counter[str] = Counter()
+    kept = set()
+    for utterance in order:
+        domain = getattr(utterance, config.domain_key)
+        count[domain] += 1
+        if count[domain] <= config.max_per_domain:
+            kept.add(utterance.id)
+    return [utterance for utterance in utterances if utterance.id in kept]
 
 
 def _ignore_stop_signals(worker: int) -> None:

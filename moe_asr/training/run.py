@@ -27,8 +27,8 @@ from moe_asr.experts import base_identity
 from moe_asr.methods.adaptation import AdaptationConfig, AdaptedRecogniser, adapt
 from moe_asr.methods.pictures import RoutingMonitor
 from moe_asr.models.build import ModelConfig, build_model, complete_config
-from moe_asr.models.folder import FolderConfig, load_model, save_model
-from moe_asr.models.interface import Loss, Recogniser
+from moe_asr.models.folder import FolderConfig, LoadedModel, load_model, save_model
+from moe_asr.models.interface import Loss, Model, Recogniser
 from moe_asr.provenance import record
 from moe_asr.training.config import TrainConfig
 from moe_asr.training.loop import Trainer
@@ -45,6 +45,7 @@ class RunConfig:
         valid: validation data
         model: what to train from scratch
         init: model folder to start from
+        init_encoder: model folder whose encoder a model trained from scratch starts with
         adaptation: experts to train on the frozen model
         tokens: folder of the token set, for a recogniser trained from scratch
         features: input of a model trained from scratch
@@ -62,6 +63,7 @@ class RunConfig:
     valid: DataConfig
     model: Optional[ModelConfig] = None
     init: Optional[str] = None
+    init_encoder: Optional[str] = None
     adaptation: Optional[AdaptationConfig] = None
     tokens: Optional[str] = None
     features: FeatureConfig = field(default_factory=FeatureConfig)
@@ -163,6 +165,8 @@ def _start(config: RunConfig):
         raise UserError("give either model (to train from scratch) or init (a model folder to start from)")
     if config.init is not None:
         loaded = load_model(config.init)
+        if config.init_encoder is not None:
+            raise UserError("init starts with a whole model, init_encoder with an encoder; give one of them")
         return loaded.config, loaded.tokens, loaded.model
     if config.adaptation is not None:
         raise UserError("experts go on a trained model: give init, a model folder")
@@ -172,5 +176,17 @@ def _start(config: RunConfig):
                         "a domain_classifier has no tokens; leave them out")  # fmt: skip
     tokens = None if classifier else Tokens(config.tokens)
     names = domain_names(read_manifests(config.data.manifests), config.data.domain_key) if classifier else ()
-    model = complete_config(config.model, config.features.num_mels, tokens.size if tokens else 0, names)
-    return FolderConfig(model, config.features, config.normaliser), tokens, build_model(model)
+    model_config = complete_config(config.model, config.features.num_mels, tokens.size if tokens else 0, names)
+    folder, model = FolderConfig(model_config, config.features, config.normaliser), build_model(model_config)
+    if config.init_encoder is not None:
+        _take_encoder(model, load_model(config.init_encoder), folder, config.init_encoder)
+    return folder, tokens, model
+
+
+def _take_encoder(model: Model, source: LoadedModel, folder: FolderConfig, name: str) -> None:
+    if source.config.features != folder.features:
+        raise UserError(f"init_encoder: {name} was trained on other features; set features to those in its config.yaml")
+    own, theirs = model.encoder.state_dict(), source.model.encoder.state_dict()
+    if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in theirs.items()}:
+        raise UserError(f"init_encoder: the encoder of {name} has another size; see its config.yaml")
+    model.encoder.load_state_dict(theirs)

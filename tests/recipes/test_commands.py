@@ -154,12 +154,11 @@ def test_bad_configuration_is_one_line(corpus, tmp_path, change, code, says):
 def test_bad_command_lines_are_one_line(corpus):
     assert "did you mean 'exp_dir'" in command(corpus, "train", "--config", "base.yaml", "--exp_dri", "x", fails=2)
     assert "nope.yaml" in command(corpus, "train", "--config", "nope.yaml", fails=2)
-    assert "another base model" in command(corpus, "decode", "--model", "full/final", "--adaptation", "experts/final",
-                                           "--manifest", "all.jsonl.gz", "--out_dir", "x", fails=1)  # fmt: skip
-    assert "no recogniser" in command(corpus, "decode", "--model", "accent/final", "--manifest", "all.jsonl.gz",
-                                      "--out_dir", "x", fails=1)  # fmt: skip
-    assert "no manifest" in command(corpus, "decode", "--model", "base/final", "--manifest", "x.jsonl", "--out_dir", "x",
-                                    fails=1)  # fmt: skip
+    again = ["decode", "--manifest", "all.jsonl.gz", "--out_dir", "x", "--model"]
+    other = command(corpus, *again, "full/final", "--adaptation", "experts/final", fails=1)
+    assert "another base model" in other
+    assert "no recogniser" in command(corpus, *again, "accent/final", fails=1)
+    assert "no manifest" in command(corpus, *again, "base/final", "--manifest", "x.jsonl", fails=1)
 
 
 def test_a_damaged_adapter_is_refused(corpus, tmp_path):
