@@ -149,6 +149,9 @@ def _parser(config_type: type, prog: Optional[str]) -> jsonargparse.ArgumentPars
 def _explain(message: str, config_type: type) -> str:
     """jsonargparse's message on one line, with the nearest existing key where one was misspelt."""
     line = " ".join(message.split()).replace("typing.", "").replace("Parser key ", "")
+    # An optional part: what is wrong inside it, not that it is not None either.
+    inner = re.search(r"Problem with given class_path '[^']*': (.*?) - Expected a <class 'NoneType'>", line)
+    line = inner.group(1) if inner else line
     if "accept" in line or "unrecognized" in line:
         known = _keys(config_type)
         for word in re.findall(r"[\w.]+", line.split(":")[-1]):

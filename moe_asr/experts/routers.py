@@ -114,7 +114,7 @@ class Router(nn.Module):
         if spec.route != "given":
             # One product for all rows that look at the same input.
             rows = [self.local] + [getattr(self, n) for n in ("threshold_local", "gate") if hasattr(self, n)]
-            logits = F.linear(local_input, torch.cat(rows).to(x_NTI.dtype))
+            logits = F.linear(local_input, (torch.cat(rows) if len(rows) > 1 else self.local).to(x_NTI.dtype))
             E = self.num_experts
             p = logits[..., :E].softmax(-1)
             tau_logit = logits[..., E : E + 1] if hasattr(self, "threshold_local") else None

@@ -34,13 +34,15 @@ class AdaptationConfig:
 
     Args:
         experts: which layers get how many experts of which rank, and how they are weighed
-        domains: what the experts stand for, in order; empty takes the classes of the classifier
+        domains: domains of the utterances, in order; empty takes the classes of the classifier
+        base_domain: the domain that the frozen model itself serves: it has no expert, and its probability fades the rest
         global_route: where the domain of an utterance comes from: posterior (of the classifier), label or uniform
         domain_classifier: model folder of the classifier; needed for posterior
     """
 
     experts: ExpertSpec
     domains: tuple[str, ...] = ()
+    base_domain: Optional[str] = None
     global_route: Route = "posterior"
     domain_classifier: Optional[str] = None
 
@@ -94,25 +96,29 @@ class AdaptedRecogniser(nn.Module):
             global_route: instead of the configured one
             fallback: strength of the fallback to the base model where the domain is uncertain, see `entropy_fallback`
         """
-        domains_NE = self.domain_weights(batch, global_route)
-        scale = entropy_fallback(domains_NE, fallback) if fallback and domains_NE is not None else None
+        domains, scale = self.domain_weights(batch, global_route), None
+        if domains is not None:
+            scale = entropy_fallback(domains, fallback) if fallback else None
+            domains, scale = self._leave_to_base(domains, scale)
         lengths_N = self.recogniser.output_lengths(feature_lengths_N)
         statistics = None if self.training else self.statistics
-        with self.adapter.route(domains_NE, lengths_N, scale, statistics, batch.domains_N) as routing:
+        with self.adapter.route(domains, lengths_N, scale, statistics, batch.domains_N) as routing:
             yield routing
 
     def domain_weights(self, batch: Batch, global_route: Optional[Route] = None) -> Optional[Tensor]:
-        """(N, E) probability of each domain; None where no router asks for it.
+        """(N, G) probability of each of G domains, (N, 1) ones for a single expert; None where no router asks for it.
 
         Raises:
             UserError: the route needs a classifier that there is not, or labels that the batch does not have
         """
-        E, device = self.adapter.num_experts, batch.audio_NS.device
+        G, device = max(1, len(self.config.domains)), batch.audio_NS.device
         route = global_route or self.config.global_route
         if not any(spec.router.needs_domains for spec in self.adapter.specs):
             return None
-        if E == 1 or route == "uniform":
-            return torch.full((len(batch), E), 1 / E, device=device)
+        if self.adapter.num_experts == 1:
+            return torch.ones(len(batch), 1, device=device)
+        if route == "uniform":
+            return torch.full((len(batch), G), 1 / G, device=device)
         if route == "label":
             if int(batch.domains_N.min()) < 0:
                 name = batch.ids[int(batch.domains_N.argmin())]
@@ -120,12 +126,23 @@ class AdaptedRecogniser(nn.Module):
                     f"utterance {name} has none of the domains {', '.join(self.config.domains)}: label it, or use "
                     "global_route posterior or uniform"
                 )
-            return nn.functional.one_hot(batch.domains_N, E).float()
+            return nn.functional.one_hot(batch.domains_N, G).float()
         if self.classifier is None:
             raise UserError("global_route posterior needs a domain_classifier; give its model folder")
         with torch.no_grad():
             features = log_mel(batch.audio_NS, batch.audio_lengths_N, self.classifier_folder.config.features)
             return self.classifier.posteriors(*features)
+
+    def _leave_to_base(self, domains_NG: Tensor, scale_N: Optional[Tensor]) -> tuple[Tensor, Optional[Tensor]]:
+        """Probabilities of the domains that have experts, and the experts' scale `1 - p(base domain)`."""
+        if self.config.base_domain is None or self.adapter.num_experts == 1:
+            return domains_NG, scale_N
+        index = self.config.domains.index(self.config.base_domain)
+        rest_NE = torch.cat([domains_NG[:, :index], domains_NG[:, index + 1 :]], dim=1)
+        total_N1 = rest_NE.sum(1, keepdim=True)
+        E = rest_NE.shape[1]
+        weights_NE = torch.where(total_N1 > 0, rest_NE / total_N1.clamp_min(1e-30), 1 / E)
+        return weights_NE, total_N1[:, 0] * (1 if scale_N is None else scale_N)
 
     def save(self, folder: str | Path, about: Optional[dict] = None) -> None:
         """Writes everything but the recogniser: `adapter/`, `domain_classifier/` and `adaptation.yaml`, atomically."""
@@ -149,11 +166,16 @@ def adapt(recogniser: Recogniser, config: AdaptationConfig) -> AdaptedRecogniser
             f"the domains are {', '.join(names)}, but the classifier knows {', '.join(classifier.model.domains)}, in "
             "this order"
         )
+    if config.base_domain is not None and config.base_domain not in names:
+        raise UserError(f"base_domain {config.base_domain} is none of the domains {', '.join(names) or '(none given)'}")
     needs = config.experts.router.needs_domains and config.experts.num_experts > 1
-    if needs and len(names) != config.experts.num_experts:
+    if config.base_domain is not None and not needs:
+        raise UserError("base_domain is for routers that see the domain: set experts.router.route, num_experts above 1")
+    served = [name for name in names if name != config.base_domain]
+    if needs and len(served) != config.experts.num_experts:
         raise UserError(
-            f"there are {config.experts.num_experts} experts for {len(names)} domains "
-            f"({', '.join(names) or 'no names given'}); set experts.num_experts, or domains"
+            f"there are {config.experts.num_experts} experts for {len(served)} domains "
+            f"({', '.join(served) or 'no names given'}); set experts.num_experts, or domains"
         )
     config = dataclasses.replace(config, domains=tuple(names))
     adapted = AdaptedRecogniser(recogniser, attach(recogniser, config.experts), config, classifier)

@@ -216,6 +216,7 @@ class Trainer:
             progress.best_loss = progress.valid_loss if best else progress.best_loss
             progress.milestones_since_best = 0 if best else progress.milestones_since_best + 1
             line += f"validation loss {sums.loss:.4g}{' (best)' if best else ''}, "
+            line += "".join(f"{name} {value:.3g}, " for name, value in sums.means.items() if value)
             self.reports.record({**self._place(), "valid": {"loss": progress.valid_loss, "parts": sums.means}})
         if self.reports.writer:
             for monitor in self.monitors:

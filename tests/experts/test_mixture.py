@@ -6,11 +6,11 @@ from torch.nn import functional as F
 
 from moe_asr.experts.mixture import factor_mixture, merged_weight, product_mixture
 
-N, T, I, O, E, R = 3, 4, 5, 6, 4, 2
+N, T, I, O, E = 3, 4, 5, 6, 4
 SCALE = 1.7
 
 
-def setup(bias=True, per_frame=True, seed=0):
+def setup(bias=True, per_frame=True, seed=0, R=2):
     torch.manual_seed(seed)
     base = nn.Linear(I, O, bias=bias, dtype=torch.double).requires_grad_(False)
     x = torch.randn(N, T, I, dtype=torch.double, requires_grad=True)
@@ -28,9 +28,10 @@ def mix(mixing, *args):
 
 
 @pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rank", [1, 2, 8])  # from 8 on, gates are applied in another way
 @pytest.mark.parametrize("mixing, per_frame", CASES)
-def test_forward_and_gradients_equal_naive_loop(mixing, per_frame, bias):
-    base, x, A, B, gates = setup(bias, per_frame)
+def test_forward_and_gradients_equal_naive_loop(mixing, per_frame, rank, bias):
+    base, x, A, B, gates = setup(bias, per_frame, R=rank)
     y = mix(mixing, base, x, A, B, gates, SCALE)
     expected = reference.mixture(base.weight, base.bias, x, A, B, gates, SCALE, mixing)
     torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
@@ -94,7 +95,7 @@ def test_identical_experts_give_that_expert(mixing, per_frame):
     base, x, A, B, gates = setup(per_frame=per_frame)
     gates = gates / gates.sum(-1, keepdim=True)
     alone = base(x) + SCALE * F.linear(F.linear(x, A[0]), B[0].t())
-    y = mix(mixing, base, x, A[:1].expand(E, R, I), B[:1].expand(E, R, O), gates, SCALE)
+    y = mix(mixing, base, x, A[:1].expand(E, -1, I), B[:1].expand(E, -1, O), gates, SCALE)
     torch.testing.assert_close(y, alone, rtol=1e-12, atol=1e-12)
 
 

@@ -123,6 +123,29 @@ def test_routes(classifier):
     torch.testing.assert_close(log_probs(adapted, b, global_route="uniform", fallback=1.0)[0], base)
 
 
+def test_base_domain_is_served_by_the_base(classifier):
+    experts = dataclasses.replace(adaptation(None, ROUTERS["hdmole"]).experts, num_experts=2)
+    config = AdaptationConfig(experts, base_domain="b", domain_classifier=classifier)
+    adapted = adapt(recogniser(), config).eval()
+    fill(adapted)
+    b = dataclasses.replace(batch(), domains_N=torch.tensor([1, 0, 2]))
+    mixed = log_probs(adapted, b, global_route="label")[0]
+    with adapted.adapter.disabled():
+        base = log_probs(adapted, b)[0]
+    torch.testing.assert_close(mixed[0], base[0], rtol=1e-6, atol=1e-6)
+    assert (mixed[1:] - base[1:]).abs().max() > 0.01
+    x, lengths = features(b)
+    p = adapted.classifier.posteriors(x, lengths)
+    with adapted.route(b, lengths) as routing:
+        torch.testing.assert_close(routing.scale_N, 1 - p[:, 1])
+        torch.testing.assert_close(routing.domains_NE, p[:, [0, 2]] / (1 - p[:, 1:2]))
+    with pytest.raises(UserError, match="none of the domains"):
+        adapt(recogniser(), dataclasses.replace(config, base_domain="z"))
+    local = dataclasses.replace(experts, router=ROUTERS["adamole"])
+    with pytest.raises(UserError, match="base_domain is for routers"):
+        adapt(recogniser(), dataclasses.replace(config, experts=local))
+
+
 def test_entropy_fallback():
     p = torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.9, 0.1]])
     scale = entropy_fallback(p, 1.0)
