@@ -4,13 +4,15 @@
 # (.tsv), and calls make_manifests and make_tokens. It sets
 #
 #   data_dir exp_dir results  where things are
-#   systems                   adaptations to compare: names of conf/NAME.yaml
+#   systems                   adaptations to compare: names of conf/NAME.yaml, whose first line names the table's row
 #   general                   the accent of the general domain
 #   normaliser                name of the text normaliser
 #   nj                        processes that check audio
 #   training                  options for all training runs
+#   train_cmd decode_cmd      job back ends, in cmd.sh; empty runs jobs here
 
 : "${nj:?}" "${data_dir:?}" "${exp_dir:?}" "${results:?}" "${systems:?}" "${general:?}" "${normaliser:?}" "${training=}"
+: "${train_cmd=}" "${decode_cmd=}"
 
 tables="train_general train_accents dev_general dev_accents test"
 
@@ -28,13 +30,14 @@ make_tokens() { # make_tokens OPTIONS: the token set of the base recogniser
 
 stage_2() {
   stage "Train the base recogniser on the general accent" outputs "$exp_dir/base/final"
-  train base --data.manifests+ "$data_dir/train_general.jsonl.gz" --valid.manifests+ "$data_dir/dev_general.jsonl.gz" \
-    --tokens "$data_dir/tokens" --normaliser "$normaliser"
+  train base --tokens "$data_dir/tokens" --normaliser "$normaliser" \
+    --data.manifests+ "$data_dir/train_general.jsonl.gz" --valid.manifests+ "$data_dir/dev_general.jsonl.gz"
 }
 
 stage_3() {
   stage "Train the accent recogniser" outputs "$exp_dir/accent/final"
-  train accent --init_encoder "$exp_dir/base/final" --data.manifests+ "$data_dir/train_general.jsonl.gz" --data.manifests+ "$data_dir/train_accents.jsonl.gz" \
+  train accent --init_encoder "$exp_dir/base/final" \
+    --data.manifests+ "$data_dir/train_general.jsonl.gz" --data.manifests+ "$data_dir/train_accents.jsonl.gz" \
     --valid.manifests+ "$data_dir/dev_general.jsonl.gz" --valid.manifests+ "$data_dir/dev_accents.jsonl.gz"
 }
 
@@ -48,14 +51,15 @@ adapt() { # adapt NAME: full fine-tuning, or experts on the frozen base, as conf
   local routed=()
   case $1 in full* | lora*) ;; *) routed=(--adaptation.domain_classifier "$exp_dir/accent/final") ;; esac
   echo "- $1"
-  train "$1" --init "$exp_dir/base/final" "${routed[@]}" --data.manifests+ "$data_dir/train_accents.jsonl.gz" \
-    --valid.manifests+ "$data_dir/dev_accents.jsonl.gz"
+  train "$1" --init "$exp_dir/base/final" "${routed[@]}" \
+    --data.manifests+ "$data_dir/train_accents.jsonl.gz" --valid.manifests+ "$data_dir/dev_accents.jsonl.gz"
 }
 
 train() { # train NAME OPTIONS: conf/NAME.yaml makes exp/NAME
   local options
   read -ra options <<<"$training"
-  python3 -m moe_asr.bin.train --config "conf/$1.yaml" --exp_dir "$exp_dir/$1" --on_change restart "${@:2}" "${options[@]}"
+  job "$train_cmd" "$exp_dir/log/train-$1.log" python3 -m moe_asr.bin.train --config "conf/$1.yaml" \
+    --exp_dir "$exp_dir/$1" --on_change restart "${@:2}" "${options[@]}"
 }
 
 stage_5() {
@@ -66,17 +70,24 @@ stage_5() {
     if [ -f "$exp_dir/$system/final/adaptation.yaml" ]; then
       model=(--model "$exp_dir/base/final" --adaptation "$exp_dir/$system/final")
     fi
-    python3 -m moe_asr.bin.decode "${model[@]}" --manifest "$data_dir/test.jsonl.gz" --out_dir "$exp_dir/$system/test" \
-      --on_change restart
+    job "$decode_cmd" "$exp_dir/log/decode-$system.log" python3 -m moe_asr.bin.decode "${model[@]}" \
+      --manifest "$data_dir/test.jsonl.gz" --out_dir "$exp_dir/$system/test" --on_change restart
   done
 }
 
 stage_6() {
   stage "Score" outputs "$results"
-  local system rows=()
+  local system folder rows=()
   for system in base $systems; do
-    python3 -m moe_asr.bin.score --decode_dir "$exp_dir/$system/test" --normaliser "$normaliser" >"$exp_dir/$system/test/table.txt"
-    rows+=(--systems+ "$(sed -n 's/^# *name: *//p' "conf/$system.yaml")=$exp_dir/$system/test")
+    folder=$exp_dir/$system/test
+    python3 -m moe_asr.bin.score --decode_dir "$folder" --normaliser "$normaliser" >"$folder/table.txt"
+    rows+=(--systems+ "$(sed -n 's/^# name: //p' "conf/$system.yaml")=$folder")
   done
   python3 -m moe_asr.bin.results "${rows[@]}" --general "$general" --normaliser "$normaliser" --output "$results"
+}
+
+job() { # job BACK-END LOG COMMAND...: by a job back end such as slurm.sh, or here where there is none
+  local back_end
+  read -ra back_end <<<"$1"
+  if [ ${#back_end[@]} = 0 ]; then "${@:3}"; else "${back_end[@]}" "${@:2}"; fi
 }

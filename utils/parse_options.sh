@@ -57,7 +57,8 @@ read_option_file() {
 }
 
 print_help() { # the script's first comment, its options, and the stages of a recipe
-  local _name
+  local _name _files
+  mapfile -t _files < <(sed -n "s|^\. \"\$MOE_ASR_ROOT/\(.*\)\"\$|${MOE_ASR_ROOT-}/\1|p" "$0") # shared stages
   sed -n '2,${/^#/!q;s/^# \{0,1\}//p;}' "$0"
   printf '\nUsage: %s [--option value] ...\n' "$0"
   for _name in "${option_names[@]}"; do
@@ -67,7 +68,7 @@ print_help() { # the script's first comment, its options, and the stages of a re
   awk '/^stage_[0-9]+\(\)/ { split($1, part, /[_(]/); number = part[2] }
     number != "" && match($0, /stage "[^"]*"/) {
       if (!seen++) print "\nStages:"
-      printf "  %2d  %s\n", number, substr($0, RSTART + 7, RLENGTH - 8); number = "" }' "$0"
+      printf "  %2d  %s\n", number, substr($0, RSTART + 7, RLENGTH - 8); number = "" }' "$0" "${_files[@]}"
 }
 
 find_options "$0"

@@ -35,7 +35,7 @@ class AdaptationConfig:
     Args:
         experts: which layers get how many experts of which rank, and how they are weighed
         domains: domains of the utterances, in order; empty takes the classes of the classifier
-        base_domain: the domain that the frozen model itself serves: it has no expert, and its probability fades the rest
+        base_domain: the domain that the frozen model serves alone: it has no expert, its probability fades the others
         global_route: where the domain of an utterance comes from: posterior (of the classifier), label or uniform
         domain_classifier: model folder of the classifier; needed for posterior
     """
