@@ -33,6 +33,7 @@ def parse_config(config_type: type[C], argv: Optional[Sequence[str]] = None, pro
     """
     parser = _parser(config_type, prog)
     argv = list(sys.argv[1:] if argv is None else argv)
+    argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
     for option, path in zip(argv, argv[1:]):
         if option == "--config" and Path(path).is_file():
             _check_keys(config_type, _read_yaml(path), str(path))

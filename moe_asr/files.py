@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import secrets
 import shutil
@@ -16,6 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+from moe_asr.errors import UserError
 
 _LEFTOVER = ".tmp-"
 
@@ -63,6 +66,21 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             _sync(Path(folder))
         _move_folder(temporary, path)
         _sync(path.parent)
+
+
+def lock_folder(folder: str | Path, doing: str) -> int:
+    """Keeps a second process out of a folder until the descriptor returned is closed, however the process ends.
+
+    Raises:
+        UserError: another process has it; `doing` says in the message what that one does, as "decoding into".
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise UserError(f"another process is {doing} {folder}: wait for it, or take another folder") from None
+    return descriptor
 
 
 def remove_leftovers(folder: str | Path) -> list[str]:

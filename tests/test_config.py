@@ -92,6 +92,9 @@ def test_bad_file_is_one_line(tmp_path, text, says):
     with pytest.raises(UserError) as error:
         load_config(Config, tmp_path / "b.yaml")
     assert says in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(UserError) as error:
+        parse_config(Config, [f"--config={tmp_path / 'b.yaml'}"])
+    assert says in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(UserError, match="no configuration file"):
         load_config(Config, tmp_path / "missing.yaml")
 

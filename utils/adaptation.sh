@@ -42,14 +42,18 @@ stage_3() {
 }
 
 stage_4() {
-  stage "Adapt to the accents"
-  local system
+  local system folders
+  read -ra folders <<<"$systems"
+  folders=("${folders[@]/#/$exp_dir/}")
+  stage "Adapt to the accents" outputs "${folders[@]/%//final}"
   for system in $systems; do adapt "$system"; done
 }
 
 adapt() { # adapt NAME: full fine-tuning, or experts on the frozen base, as conf/NAME.yaml says
   local routed=()
-  case $1 in full* | lora*) ;; *) routed=(--adaptation.domain_classifier "$exp_dir/accent/final") ;; esac
+  if grep -q 'route: \(hierarchical\|given\)' "conf/$1.yaml" && ! grep -q 'num_experts: 1$' "conf/$1.yaml"; then
+    routed=(--adaptation.domain_classifier "$exp_dir/accent/final")
+  fi
   echo "- $1"
   train "$1" --init "$exp_dir/base/final" "${routed[@]}" \
     --data.manifests+ "$data_dir/train_accents.jsonl.gz" --valid.manifests+ "$data_dir/dev_accents.jsonl.gz"
@@ -63,8 +67,10 @@ train() { # train NAME OPTIONS: conf/NAME.yaml makes exp/NAME
 }
 
 stage_5() {
-  stage "Decode the test set"
-  local system model
+  local system model folders
+  read -ra folders <<<"base $systems"
+  folders=("${folders[@]/#/$exp_dir/}")
+  stage "Decode the test set" outputs "${folders[@]/%//test/system.json}"
   for system in base $systems; do
     model=(--model "$exp_dir/$system/final")
     if [ -f "$exp_dir/$system/final/adaptation.yaml" ]; then
@@ -77,13 +83,14 @@ stage_5() {
 
 stage_6() {
   stage "Score" outputs "$results"
-  local system folder rows=()
+  local system folder name rows=()
   for system in base $systems; do
     folder=$exp_dir/$system/test
-    python3 -m moe_asr.bin.score --decode_dir "$folder" --normaliser "$normaliser" >"$folder/table.txt"
-    rows+=(--systems+ "$(sed -n 's/^# name: //p' "conf/$system.yaml")=$folder")
+    python3 -m moe_asr.bin.score --decode_dir "$folder" >"$folder/table.txt"
+    name=$(sed -n 's/^# name: //p' "conf/$system.yaml")
+    rows+=(--systems+ "${name:-$system}=$folder")
   done
-  python3 -m moe_asr.bin.results "${rows[@]}" --general "$general" --normaliser "$normaliser" --output "$results"
+  python3 -m moe_asr.bin.results "${rows[@]}" --general "$general" --output "$results"
 }
 
 job() { # job BACK-END LOG COMMAND...: by a job back end such as slurm.sh, or here where there is none

@@ -55,6 +55,10 @@ run_job() { # runs job $1 here, into its log
     trap 'kill $! 2>/dev/null' TERM
     wait $!
     code=$?
+    while kill -0 $! 2>/dev/null; do # a signal ended the wait; what it ends may still be saving
+      wait $!
+      code=$?
+    done
     printf '# Accounting: time=%d threads=%s\n# Ended (code %d) at %s, elapsed time %d seconds\n' \
       $((SECONDS - begin)) "$num_threads" $code "$(date)" $((SECONDS - begin))
   } >"$log" 2>&1

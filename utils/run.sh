@@ -5,7 +5,7 @@ set -u
 . "$(dirname "$0")/jobs.sh"
 parse_job "$@"
 
-trap 'kill $(jobs -p) 2>/dev/null; exit 130' INT TERM
+trap 'kill $(jobs -p) 2>/dev/null; wait; exit 130' INT TERM
 at_once=${max_jobs_run:-$((job_last - job_first + 1))} running=0
 for ((job = job_first; job <= job_last; job++)); do
   if ((running == at_once)); then

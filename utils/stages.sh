@@ -13,7 +13,8 @@
 #   - its `outputs`, should somebody remove or change them: name what later stages read and do not write to;
 #   - the stage before it ran again.
 # Files under 1 MB are compared by content, others by size and time; folders by the sizes and times of their files.
-# The moe_asr package is not looked at: after changing it, `--stage N` runs everything from N on.
+# The moe_asr package is not looked at: after changing it, `--stage N` runs everything from N on. Training and decoding
+# compare their own settings and inputs once more and keep what is up to date; remove its folder in $exp_dir to redo one.
 #
 # Every stage runs in a subshell and a process group of its own: what it sets does not leak into others (so they do
 # the same whether it was skipped or not), errors stop it, and an interrupted run leaves neither process nor marker.
@@ -107,7 +108,7 @@ interrupted() { # interrupted CODE: ends all processes of the stage, then this s
   trap '' INT TERM HUP
   disown -a # no message from bash about its end
   kill -TERM -- "-$!" 2>/dev/null
-  for ((tenths = 0; tenths < 100; tenths++)); do # training saves its state before it goes
+  for ((tenths = 0; tenths < 300; tenths++)); do # training saves its state before it goes
     kill -0 -- "-$!" 2>/dev/null || break
     sleep 0.1
   done

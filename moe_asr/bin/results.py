@@ -23,7 +23,7 @@ class ResultsConfig:
         title: heading of a new file; "Results of <last two folders>" if not given
         general: accent that counts as the general domain and is not pooled with the others
         metric: wer counts words; cer characters; mer Chinese, Japanese and Korean characters and other scripts' words
-        normaliser: name of the text normaliser that both sides go through
+        normaliser: name of the text normaliser that both sides go through, default that of the first system's model
         bootstrap: replications for confidence intervals and p-values
         unit: what is resampled, single utterances or all utterances of a speaker together
         seed: of the random numbers for resampling
@@ -35,7 +35,7 @@ class ResultsConfig:
     title: str | None = None
     general: str | None = None
     metric: Literal["wer", "cer", "mer"] = "wer"
-    normaliser: str = "none"
+    normaliser: str | None = None
     bootstrap: int = 1000
     unit: Literal["utterance", "speaker"] = "utterance"
     seed: int = 0
@@ -43,17 +43,20 @@ class ResultsConfig:
 
 def write_results(config: ResultsConfig) -> None:
     """Runs the command."""
+    from moe_asr.scoring.hypotheses import model_normaliser
     from moe_asr.scoring.results import make_results, read_row
     from moe_asr.scoring.results_file import rate_cells, rate_header, render, update_results
     from moe_asr.scoring.significance import Bootstrap
     from moe_asr.scoring.tables import console, plain_table
 
     bootstrap = Bootstrap(config.bootstrap, config.unit, config.seed)
-    rows = [read_row(system, config.metric, config.normaliser) for system in config.systems]
+    first = config.systems[0].partition("=")[2].split(",")[0].strip() if config.systems else ""
+    normaliser = config.normaliser or model_normaliser(first)
+    rows = [read_row(system, config.metric, normaliser) for system in config.systems]
     results = make_results(rows, config.general, bootstrap)
     recipe = Path(config.recipe_dir)
     title = config.title or f"Results of {'/'.join(recipe.resolve().parts[-2:])}"
-    generated = render(results, recipe, config.metric, config.normaliser, bootstrap)
+    generated = render(results, recipe, config.metric, normaliser, bootstrap)
     update_results(recipe / config.output, title, generated)
 
     table = plain_table([name.replace(" ", "\n") for name in rate_header(results)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +16,7 @@ class ScoreConfig:
     Args:
         decode_dir: folder that decoding wrote to
         metric: wer counts words; cer characters; mer Chinese, Japanese and Korean characters and other scripts' words
-        normaliser: name of the text normaliser that both sides go through; raw text is scored as well
+        normaliser: name of the text normaliser that both sides go through, default the model's; raw text is scored too
         compare: another decode of the same utterances; its paired comparison with this one is shown
         set_name: name of the test set in file names; the folder's name if not given
         bootstrap: replications for confidence intervals and p-values
@@ -27,7 +27,7 @@ class ScoreConfig:
 
     decode_dir: str
     metric: Literal["wer", "cer", "mer"] = "wer"
-    normaliser: str = "none"
+    normaliser: str | None = None
     compare: str | None = None
     set_name: str | None = None
     bootstrap: int = 1000
@@ -40,7 +40,7 @@ def score(config: ScoreConfig) -> None:
     """Runs the command."""
     from moe_asr.errors import UserError
     from moe_asr.provenance import record
-    from moe_asr.scoring.hypotheses import read_hypotheses
+    from moe_asr.scoring.hypotheses import model_normaliser, read_hypotheses
     from moe_asr.scoring.report import make_report, write_report
     from moe_asr.scoring.significance import Bootstrap
     from moe_asr.scoring.tables import print_report
@@ -51,6 +51,7 @@ def score(config: ScoreConfig) -> None:
     set_name = config.set_name or Path(config.decode_dir).resolve().name
     if "/" in set_name:
         raise UserError(f"set_name '{set_name}' becomes part of file names: write it without '/'")
+    config = replace(config, normaliser=config.normaliser or model_normaliser(config.decode_dir))
     report, texts = make_report(set_name, hypotheses, config.metric, config.normaliser, bootstrap, other)
     written = write_report(config.decode_dir, report, texts, {"settings": asdict(config), **record()})
     print_report(report, against=config.compare)

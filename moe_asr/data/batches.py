@@ -36,7 +36,6 @@ class DataConfig:
         shuffle: Random order, new in each epoch; otherwise by falling duration.
         seed: Of the order and the speeds.
         speed_factors: Speed perturbation; each utterance gets one of these in each epoch.
-        sample_rate: In Hz; that of the features.
         domain_key: The field whose values are the domains.
         max_per_domain: At most so many utterances of each domain, chosen by the seed; 0 takes all.
         unknown_domain: What to do with an utterance whose label is not among the domains: `error`, or `allow`, which
@@ -50,7 +49,6 @@ class DataConfig:
     shuffle: bool = True
     seed: int = 0
     speed_factors: tuple[float, ...] = (1.0,)
-    sample_rate: int = 16000
     domain_key: Literal["accent", "speaker", "language"] = "accent"
     max_per_domain: int = 0
     unknown_domain: Literal["error", "allow"] = "error"
@@ -138,6 +136,7 @@ class BatchLoader:
         domains: Sorted names of the domains, as `domain_names` gives them; empty if domains play no part.
         epoch: Counts from 0.
         start_batch: Index of the first batch, so that training goes on after it has consumed that many.
+        sample_rate: In Hz; that of the features.
 
     Raises:
         UserError: a manifest is missing or empty, ids occur twice, or a domain is unknown.
@@ -150,8 +149,10 @@ class BatchLoader:
         domains: Sequence[str] = (),
         epoch: int = 0,
         start_batch: int = 0,
+        sample_rate: int = 16000,
     ):
         self.config, self.tokens, self.domains = config, tokens, list(domains)
+        self.sample_rate = sample_rate
         self.utterances = _limited(read_manifests(config.manifests), config)
         _check_domains(self.utterances, config, self.domains)
         self.plan = BatchPlan(
@@ -214,6 +215,7 @@ class _Batches(Dataset):
     def __init__(self, loader: BatchLoader, batches: list[list[int]], speeds: Sequence[float]):
         self._config, self._tokens, self._domains = loader.config, loader.tokens, loader.domains
         self._utterances, self._batches, self._speeds = loader.utterances, batches, speeds
+        self._sample_rate = loader.sample_rate
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -226,7 +228,7 @@ class _Batches(Dataset):
                 self._tokens,
                 self._domains,
                 self._config.domain_key,
-                self._config.sample_rate,
+                self._sample_rate,
                 [float(self._speeds[i]) for i in chosen],
             )
         except UserError as error:  # returned, for torch would raise it again with the worker's traceback as its text

@@ -149,4 +149,6 @@ def _place(row: Row, text: str, facts: AudioFacts, config: CheckConfig) -> Utter
         language=row.language,
         start=start,
         duration=duration if row.start else None,
+        raw_text=row.text if row.text != text else "",
+        audio_crc32=facts.crc32,
     )

@@ -16,6 +16,8 @@ from typing import IO
 from moe_asr.errors import UserError
 from moe_asr.files import atomic_write
 
+_CUSTOM = ("accent", "raw_text", "audio_crc32")  # fields that lhotse has no place of its own for
+
 
 @dataclass(frozen=True)
 class Utterance:
@@ -32,6 +34,8 @@ class Utterance:
         language: Language code; empty if unknown.
         start: Where the utterance begins in the recording, in seconds.
         duration: Length in seconds; None stands for everything after `start`.
+        raw_text: Transcript as published; empty if it is the same.
+        audio_crc32: Of the recording's samples as float32, so that a manifest changes with its audio; empty if unknown.
     """
 
     id: str
@@ -44,6 +48,8 @@ class Utterance:
     language: str = ""
     start: float = 0.0
     duration: float | None = None
+    raw_text: str = ""
+    audio_crc32: str = ""
 
     @property
     def seconds(self) -> float:
@@ -138,8 +144,8 @@ def _to_cut(utterance: Utterance) -> dict:
         "text": utterance.text,
     }
     supervision |= {key: value for key in ("language", "speaker") if (value := getattr(utterance, key))}
-    if utterance.accent:
-        supervision["custom"] = {"accent": utterance.accent}
+    if custom := {key: value for key in _CUSTOM if (value := getattr(utterance, key))}:
+        supervision["custom"] = custom
     return {
         "id": utterance.id,
         "start": utterance.start,
@@ -178,10 +184,10 @@ def _from_cut(line: str, where: str) -> Utterance:
             sample_rate=recording["sampling_rate"],
             text=supervision.get("text") or "",
             speaker=supervision.get("speaker") or "",
-            accent=(supervision.get("custom") or {}).get("accent") or "",
             language=supervision.get("language") or "",
             start=cut["start"],
             duration=None if whole else cut["duration"],
+            **{key: (supervision.get("custom") or {}).get(key) or "" for key in _CUSTOM},
         )
     except (json.JSONDecodeError, KeyError, TypeError, IndexError) as error:
         raise UserError(f"{where}: not a lhotse cut ({type(error).__name__}: {error})") from None

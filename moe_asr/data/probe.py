@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,12 +16,13 @@ _UNKNOWN_SIZE = (0, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)  # what programs write w
 
 @dataclass(frozen=True)
 class AudioFacts:
-    """What a file holds; `problem` is one of a few kinds of fault, and empty for a sound file."""
+    """What a file holds, `crc32` of its samples; `problem` is one of a few kinds of fault, empty for a sound file."""
 
     num_samples: int = 0
     sample_rate: int = 0
     problem: str = ""
     detail: str = ""
+    crc32: str = ""
 
 
 def probe(path: str) -> AudioFacts:
@@ -29,13 +31,14 @@ def probe(path: str) -> AudioFacts:
         missing = _missing_bytes(path)
         if missing:
             return AudioFacts(problem="truncated audio", detail=missing)
-        peak, num_samples = 0.0, 0
+        peak, num_samples, crc32 = 0.0, 0, 0
         with open_audio(path) as file:
             declared, rate, channels = file.frames, file.samplerate, file.channels
             if channels != 1:
                 return AudioFacts(problem="not mono", detail=f"{channels} channels")
             for block in file.blocks(_BLOCK, dtype="float32"):
                 num_samples += len(block)
+                crc32 = zlib.crc32(block, crc32)
                 # max and min let NaN through, so that it shows in the peak
                 peak = np.maximum(peak, max(np.max(block, initial=0.0), -np.min(block, initial=0.0)))
                 if not np.isfinite(block).all():
@@ -50,7 +53,7 @@ def probe(path: str) -> AudioFacts:
         return AudioFacts(problem="no samples")
     if peak == 0.0:
         return AudioFacts(problem="silent", detail="all samples are zero")
-    return AudioFacts(num_samples, rate)
+    return AudioFacts(num_samples, rate, crc32=f"{crc32:08x}")
 
 
 def _missing_bytes(path: str) -> str:

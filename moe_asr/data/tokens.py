@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -113,6 +114,11 @@ class Tokens:
             file.write(self._model)
         with atomic_write(Path(folder) / "tokens.txt") as file:
             file.writelines(f"{self.piece(i)} {i}\n" for i in range(self.size))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the token set."""
+        return hashlib.sha256(self._model).hexdigest()
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text; what is not in the token set becomes `<unk>`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -10,12 +11,15 @@ from pathlib import Path
 from typing import Literal, Optional
 
 import torch
-from tqdm import tqdm
+from rich.console import Console
+from rich.progress import Progress
 
 from moe_asr.config import to_plain
 from moe_asr.data.batches import Batch, BatchLoader, DataConfig
 from moe_asr.data.features import log_mel
+from moe_asr.data.manifests import Utterance
 from moe_asr.decoding.ctc import SearchConfig, search
+from moe_asr.decoding.routing_log import ROUTING, RoutingLog
 from moe_asr.decoding.stream import HypothesisStream
 from moe_asr.device import pick_device
 from moe_asr.errors import SettingsChanged, UserError
@@ -71,28 +75,43 @@ def decode(config: DecodeConfig) -> None:
     if config.adaptation is None and (config.global_route or config.fallback):
         raise UserError("global_route and fallback are for experts; give their folder with --adaptation")
     adapted = load_adapted(loaded.model, config.adaptation) if config.adaptation else None
-    data = DataConfig([config.manifest], config.max_duration, shuffle=False, unknown_domain="allow",
-                      sample_rate=loaded.config.features.sample_rate, num_workers=config.num_workers)  # fmt: skip
-    loader = BatchLoader(data, loaded.tokens, adapted.config.domains if adapted else ())
+    if config.fallback < 0:
+        raise UserError(f"fallback must not be negative, but is {config.fallback}")
+    loader = BatchLoader(
+        DataConfig(
+            [config.manifest],
+            config.max_duration,
+            shuffle=False,
+            unknown_domain="allow",
+            domain_key=adapted.config.domain_key if adapted else "accent",
+            num_workers=config.num_workers,
+        ),
+        loaded.tokens,
+        adapted.config.domains if adapted else (),
+        sample_rate=loaded.config.features.sample_rate,
+    )
     (adapted or loaded.model).to(device).eval()
     started = time.perf_counter()
     with _open_stream(config, _settings(config, loaded, adapted), [u.id for u in loader.utterances]) as stream:
         if stream.complete:
             print(f"{config.out_dir}: decoded already, nothing to do")
             return
-        seconds = {u.id: u.seconds for u in loader.utterances}
-        bar = tqdm(total=len(loader.utterances), desc=f"decode {Path(config.manifest).name}", unit="utt", disable=None)
-        for batch in loader:
-            # Batches are cut alike in every run, and routing is counted over all of them, also after an interruption.
-            if stream.missing(batch.ids) or adapted is not None:
-                texts = _texts(config, loaded, adapted, batch.to(device))
-                stream.write([_line(batch, n, text, seconds) for n, text in enumerate(texts)])
-            bar.update(len(batch))
-        bar.close()
+        log = RoutingLog(Path(config.out_dir), adapted)
+        utterances = {u.id: u for u in loader.utterances}
+        decoded = 0.0
+        with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+            task = bar.add_task(f"decode {Path(config.manifest).name}", total=len(utterances))
+            for batch in loader:  # cut alike in every run, so that an interrupted decode ends in the same bytes
+                if stream.missing(batch.ids):
+                    texts = _texts(config, loaded, adapted, batch.to(device))
+                    log.write(batch.ids[0])
+                    stream.write([_line(utterances[name], text) for name, text in zip(batch.ids, texts)])
+                    decoded += sum(utterances[name].seconds for name in batch.ids)
+                bar.advance(task, len(batch))
         elapsed = time.perf_counter() - started
-        stream.finish(_system(config, loaded, adapted, elapsed))
-    audio = sum(seconds.values())
-    print(f"{config.out_dir}: {len(seconds):,} utterances, {audio / elapsed:.0f} times faster than real time")
+        stream.finish(_system(config, loaded, adapted, log.summary(), elapsed))
+        log.remove()
+    print(f"{config.out_dir}: {len(utterances):,} utterances, {decoded / elapsed:.0f} times faster than real time")
 
 
 def _open_stream(config: DecodeConfig, settings: dict, ids: list[str]) -> HypothesisStream:
@@ -101,6 +120,7 @@ def _open_stream(config: DecodeConfig, settings: dict, ids: list[str]) -> Hypoth
     except SettingsChanged:
         if config.on_change == "error":
             raise
+        (Path(config.out_dir) / ROUTING).unlink(missing_ok=True)
         return HypothesisStream(config.out_dir, settings, ids, restart=True)
 
 
@@ -113,15 +133,15 @@ def _texts(config: DecodeConfig, loaded: LoadedModel, adapted: Optional[AdaptedR
     return [loaded.tokens.decode(ids) for ids in search(log_probs_NTV, frames_N, config.search, loaded.model.blank)]
 
 
-def _line(batch: Batch, n: int, text: str, seconds: dict[str, float]) -> dict:
+def _line(utterance: Utterance, text: str) -> dict:
     return {
-        "id": batch.ids[n],
-        "ref": batch.texts[n],
+        "id": utterance.id,
+        "ref": utterance.raw_text or utterance.text,
         "hyp": text,
-        "speaker": batch.speakers[n],
-        "accent": batch.accents[n],
-        "language": batch.languages[n],
-        "duration": seconds[batch.ids[n]],
+        "speaker": utterance.speaker,
+        "accent": utterance.accent,
+        "language": utterance.language,
+        "duration": utterance.seconds,
     }
 
 
@@ -139,18 +159,24 @@ def _settings(config: DecodeConfig, loaded: LoadedModel, adapted: Optional[Adapt
     }
 
 
-def _system(config: DecodeConfig, loaded: LoadedModel, adapted: Optional[AdaptedRecogniser], seconds: float) -> dict:
+def _system(
+    config: DecodeConfig,
+    loaded: LoadedModel,
+    adapted: Optional[AdaptedRecogniser],
+    routing: Optional[dict],
+    seconds: float,
+) -> dict:
     """Facts of the system for the tables; routers count as trained, the accent recogniser does not."""
     experts = adapted.adapter.num_parameters() if adapted else 0
     base = sum(p.numel() for p in loaded.model.parameters()) - experts
-    statistics = adapted.statistics.summary() if adapted and adapted.statistics.layers else None
     return {
         "model": config.model,
         "adapter": config.adaptation,
         "trainable_parameters": experts if adapted else base if loaded.config.finetuned else 0,
         "total_parameters": base,
-        "mean_active_experts": statistics["mean_active_experts"] if statistics else None,
-        "routing": statistics,
+        "mean_active_experts": routing["mean_active_experts"] if routing else None,
+        "routing": routing,
+        "normaliser": loaded.config.normaliser,
         "seconds": seconds,
         **record(),
     }

@@ -6,7 +6,6 @@ utterances are there, `system.json`.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_asr.errors import SettingsChanged, UserError
-from moe_asr.files import atomic_write
+from moe_asr.files import atomic_write, lock_folder
 from moe_asr.scoring.hypotheses import HYPOTHESES, SYSTEM
 
 SETTINGS = "decode.json"
@@ -45,9 +44,8 @@ class HypothesisStream:
         self._order = {name: number for number, name in enumerate(ids)}
         assert len(self._order) == len(ids), "utterance ids are unique in a manifest"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self.folder, os.O_RDONLY)
+        self._lock = lock_folder(self.folder, "decoding into")
         try:
-            _lock(self._lock, self.folder)
             if restart:
                 for name in (SYSTEM, HYPOTHESES, SETTINGS):  # in this order no part of it ever looks complete
                     (self.folder / name).unlink(missing_ok=True)
@@ -148,11 +146,3 @@ def _id(line: bytes) -> str | None:
         return json.loads(line)["id"]
     except (ValueError, TypeError, KeyError):
         return None
-
-
-def _lock(descriptor: int, folder: Path) -> None:
-    """Keeps a second process out of the folder; the lock goes with the process, however it ends."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"another process is decoding into {folder}: wait for it, or take another folder") from None

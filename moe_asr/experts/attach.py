@@ -7,7 +7,7 @@ import difflib
 import re
 from collections import Counter
 from contextlib import contextmanager
-from typing import Iterator, Optional, Sequence, Union
+from typing import Iterable, Iterator, Optional, Sequence, Union
 
 import torch
 from torch import Tensor, nn
@@ -46,10 +46,10 @@ def attach(model: nn.Module, specs: Union[ExpertSpec, Sequence[ExpertSpec]]) -> 
             if name in chosen:
                 raise UserError(f"attach: layer {name} is matched by two specs; make their targets distinct")
             chosen[name] = spec
-    model.requires_grad_(False)
     context, layers = RoutingContext(), {}
     routers: dict[str, Router] = {}
     wrapped: dict[int, ExpertLinear] = {}  # one layer under two names stays one layer
+    # All is built before anything is changed, so that an error leaves the model as it was.
     for name, spec in chosen.items():
         base = model.get_submodule(name)
         if id(base) not in wrapped:
@@ -63,7 +63,9 @@ def attach(model: nn.Module, specs: Union[ExpertSpec, Sequence[ExpertSpec]]) -> 
                 )
             layer = ExpertLinear(base, spec, routers[key], context, name, key).train(base.training)
             wrapped[id(base)] = layers[name] = layer
-        _set_submodule(model, name, wrapped[id(base)])
+    model.requires_grad_(False)
+    for name in chosen:
+        _set_submodule(model, name, wrapped[id(model.get_submodule(name))])
     return Adapter(model, specs, context, layers, routers)
 
 
@@ -207,7 +209,8 @@ class Adapter:
             raise UserError(
                 f"merge: give one weight for each of the {self.num_experts} experts, not {tuple(weights.shape)}"
             )
-        model = copy.deepcopy(self.model)
+        with self.context.use(None):
+            model = copy.deepcopy(self.model)
         for name, layer in _expert_layers(model):
             _set_submodule(model, name, layer.merged(weights.to(layer.A.device)))
         return model
@@ -230,21 +233,21 @@ def matching_layers(model: nn.Module, targets: Sequence[str]) -> list[str]:
         UserError: a target matches nothing, or only modules that are not linear layers
     """
     modules = dict(model.named_modules(remove_duplicate=False))
-    linear = [name for name, module in modules.items() if _is_linear(module)]
+    linear = {name: None for name, module in modules.items() if _is_linear(module)}  # an ordered set
     found: set[str] = set()
     for target in targets:
         try:
             matches = [name for name in modules if f".{name}".endswith(f".{target}") or re.fullmatch(target, name)]
         except re.error as error:
             raise UserError(f"target '{target}' is no regular expression: {error}") from None
-        hits = [name for name in matches if name in set(linear)]
+        hits = [name for name in matches if name in linear]
         if not hits:
             raise UserError(f"target '{target}' matches no linear layer; {_advice(target, matches, modules, linear)}")
         found.update(hits)
     return [name for name in linear if name in found]
 
 
-def _advice(target: str, matches: list[str], modules: dict[str, nn.Module], linear: list[str]) -> str:
+def _advice(target: str, matches: list[str], modules: dict[str, nn.Module], linear: Iterable[str]) -> str:
     if matches:
         return f"{matches[0]} is a {type(modules[matches[0]]).__name__}"
     endings = Counter(name.rpartition(".")[2] for name in linear)

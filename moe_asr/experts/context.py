@@ -22,6 +22,15 @@ Lengths = Union[Tensor, Mapping[str, Tensor]]
 
 
 @dataclass
+class Shared:
+    """Weights that the layers of a block have in common, the shape they were computed for, and who has used them."""
+
+    gates: Tensor
+    shape: torch.Size
+    layers: set[str] = field(default_factory=set)
+
+
+@dataclass
 class Routing:
     """One batch, as its routers see it.
 
@@ -41,16 +50,16 @@ class Routing:
     statistics: Optional[RoutingStatistics] = None
     labels_N: Optional[Tensor] = None
     balance: list[Tensor] = field(default_factory=list)
-    shared: dict[str, tuple[Tensor, set[str]]] = field(default_factory=dict)
+    shared: dict[str, Shared] = field(default_factory=dict)
     _masks: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
-    def mask(self, stream: str, num_frames: int) -> Optional[Tensor]:
+    def mask(self, stream: str, num_frames: int, device: Optional[torch.device] = None) -> Optional[Tensor]:
         """(N, T) True on real frames, or None where the lengths of this stream were not given."""
         if stream not in self.lengths:
             return None
         key = (stream, num_frames)
         if key not in self._masks:
-            lengths_N = self.lengths[stream]
+            lengths_N = self.lengths[stream].to(device)
             if int(lengths_N.max()) > num_frames or int(lengths_N.min()) < 1:
                 raise UserError(
                     f"routing lengths of stream '{stream}' range from {int(lengths_N.min())} to "
@@ -69,26 +78,36 @@ class RoutingContext:
     """The place where the layers of one adapted model find the current `Routing`."""
 
     def __init__(self) -> None:
-        self.routing = Routing()
+        self._current: Optional[Routing] = None
         self.enabled = True
 
+    @property
+    def routing(self) -> Routing:
+        """What is known of the current batch; outside of `use` a fresh one each time, so that nothing piles up."""
+        return Routing() if self._current is None else self._current
+
+    @property
+    def active(self) -> bool:
+        """Whether somebody has said what is known of the batch."""
+        return self._current is not None
+
     @contextmanager
-    def use(self, routing: Routing, enabled: Optional[bool] = None) -> Iterator[Routing]:
-        before = self.routing, self.enabled
-        self.routing = routing
+    def use(self, routing: Optional[Routing], enabled: Optional[bool] = None) -> Iterator[Optional[Routing]]:
+        before = self._current, self.enabled
+        self._current = routing
         if enabled is not None:
             self.enabled = enabled
         try:
             yield routing
         finally:
-            self.routing, self.enabled = before
+            self._current, self.enabled = before
 
     def checkpoint_context_fn(self):
         """For `torch.utils.checkpoint`'s `context_fn`: the recomputation sees the routing of its own forward pass.
 
         It needs its own (empty) statistics, balance terms and shared weights, since it runs each layer a second time.
         """
-        again = replace(self.routing, statistics=None, balance=[], shared={})
+        again = None if self._current is None else replace(self._current, statistics=None, balance=[], shared={})
         return nullcontext(), self.use(again, self.enabled)
 
 
@@ -121,6 +140,8 @@ def make_routing(
             )
         if not bool(torch.isfinite(domains).all()) or bool((domains < 0).any()):
             raise UserError("domain weights must be finite and not negative")
+        if bool((domains.sum(-1) <= 0).any()):
+            raise UserError("the domain weights of an utterance are all zero; use scale to switch its experts off")
         domains_NE = domains
         labels = domains.argmax(-1) if labels is None else labels
     if isinstance(lengths, Tensor):

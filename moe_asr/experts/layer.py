@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Optional
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moe_asr.errors import UserError
-from moe_asr.experts.context import RoutingContext
+from moe_asr.experts.context import Routing, RoutingContext, Shared
 from moe_asr.experts.mixture import factor_mixture, frozen_weight, merged_weight, product_mixture
 from moe_asr.experts.routers import Router, RouterSpec
 
@@ -116,7 +116,7 @@ class ExpertLinear(nn.Module):
         return self.base.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """x of shape (N, T, I), (N, I) for one frame, or (N, ..., I)."""
+        """x of shape (N, T, I); (N, I) is one real frame each; (N, ..., I) for routers that do not pool over frames."""
         if not self.context.enabled:
             return self.base(x)
         if torch.is_autocast_enabled(x.device.type):
@@ -128,19 +128,34 @@ class ExpertLinear(nn.Module):
     def gates(self, x_NTI: Tensor, frames_are_time: bool = True) -> Tensor:
         """Weights of the experts for this input under the current routing: (N, E) or (N, T, E)."""
         routing = self.context.routing
-        mask_NT = routing.mask(self.spec.stream, x_NTI.shape[1]) if frames_are_time else None
+        if frames_are_time:
+            mask_NT = routing.mask(self.spec.stream, x_NTI.shape[1], x_NTI.device)
+        else:
+            one_frame = x_NTI.shape[1] == 1
+            mask_NT = torch.ones(x_NTI.shape[:2], dtype=torch.bool, device=x_NTI.device) if one_frame else None
         if self.spec.router.scope != "block":
             gates = self.router(x_NTI, mask_NT, routing)
         else:
-            # The first layer of the block computes; a layer that comes again starts the next pass over the block.
-            gates, seen = routing.shared.get(self.block, (None, set()))
-            if gates is None or self.name in seen:
-                gates, seen = self.router(x_NTI, mask_NT, routing), set()
-                routing.shared[self.block] = gates, seen
-            seen.add(self.name)
+            gates = self._block_gates(x_NTI, mask_NT, routing)
         if routing.statistics is not None:
             routing.statistics.update(self.name, gates, mask_NT, routing.labels_N)
         return gates
+
+    def _block_gates(self, x_NTI: Tensor, mask_NT: Optional[Tensor], routing: Routing) -> Tensor:
+        """The first layer of the block computes; a layer that comes again starts the next pass over the block."""
+        if not self.context.active:
+            raise UserError("layers of a block share their weights: call the model inside `with adapter.route(...):`")
+        shared = routing.shared.get(self.block)
+        if shared is None or self.name in shared.layers:
+            shared = Shared(self.router(x_NTI, mask_NT, routing), x_NTI.shape[:2])
+            routing.shared[self.block] = shared
+        if shared.shape != x_NTI.shape[:2]:
+            raise UserError(
+                f"layer {self.name} sees {tuple(x_NTI.shape[:2])} utterances and frames, the layers that it shares "
+                f"weights with saw {tuple(shared.shape)}: use router scope: layer, as for cross-attention"
+            )
+        shared.layers.add(self.name)
+        return shared.gates
 
     def _mix(self, x: Tensor) -> Tensor:
         x_NTI = x[:, None] if x.dim() == 2 else x.flatten(1, -2)
@@ -213,6 +228,8 @@ def _drop_idle(gates: Tensor, A_ERI: Tensor, B_ERO: Tensor) -> tuple[Tensor, Ten
     Only for weights without gradient: an expert of weight 0 has no gradient, but its weight has one.
     """
     used = (gates != 0).flatten(0, -2).any(0).nonzero().flatten().tolist()
+    if not used and torch.is_grad_enabled():
+        used = [0]  # so that backward finds a graph, with zeros in it
     if len(used) == A_ERI.shape[0]:
         return gates, A_ERI, B_ERO
     if used and used[-1] - used[0] + 1 == len(used):

@@ -3,6 +3,7 @@
 All routers of the toolkit are one formula with parts switched on or off:
 
     global   g_N1E = p_domain^(1/T_g) normalised                     given ids or posteriors, one per utterance
+                                                                     (as given where it is alone and all are selected)
     local    l_NTE = softmax(x W_loc^T)                              computed from the layer's own input
     select   p_hat = all | top-k | threshold | sparsegen of p        with its own threshold for each of the two
     combine  w = (g_hat + l_hat) / 2                                 where both are there
@@ -28,6 +29,8 @@ from torch.nn import functional as F
 from moe_asr.errors import UserError
 from moe_asr.experts.context import Routing
 from moe_asr.experts.selection import hard_threshold, soft_threshold, sparsegen, top_k
+
+LARGEST_THRESHOLD = 0.999  # in units of 1 / number of experts
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,11 @@ class Router(nn.Module):
                 gate = logits[..., -2:].softmax(-1)
         if spec.route != "local":
             p = _sharpen(self._domains(routing, x_NTI), spec.temperature)[:, None]
-            tau_logit = F.linear(pooled_N1I, self.threshold_global) if hasattr(self, "threshold_global") else None
+            if spec.select != "all" or spec.route == "hierarchical":
+                p = p / p.sum(-1, keepdim=True)
+            tau_logit = None
+            if hasattr(self, "threshold_global"):
+                tau_logit = F.linear(pooled_N1I, self.threshold_global.to(pooled_N1I.dtype))
             w = self._select(p, "global", tau_logit)
             if spec.route == "hierarchical":
                 w = _combine(spec.combine, w, local, gate)
@@ -143,7 +150,8 @@ class Router(nn.Module):
             level = p.new_full((1,), spec.fixed_threshold)
         else:
             bias = getattr(self, f"threshold_{route}_bias").to(p.dtype)
-            level = torch.sigmoid(bias if tau_logit is None else tau_logit + bias)
+            # A saturated sigmoid is exactly 1 in float32; then no expert would survive uniform probabilities.
+            level = torch.sigmoid(bias if tau_logit is None else tau_logit + bias).clamp(max=LARGEST_THRESHOLD)
         if spec.select == "sparsegen":
             return sparsegen(p, level)
         return (hard_threshold if spec.hard else soft_threshold)(p, level / self.num_experts)

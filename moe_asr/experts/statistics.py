@@ -15,7 +15,7 @@ class RoutingStatistics:
     """Sums of expert weights over all real frames shown to it.
 
     Args:
-        domains: names of the domains, in the order of the label ids; frames of label -1 count for the total only
+        domains: names of the domains, in the order of the label ids; frames of other labels count for the total only
     """
 
     def __init__(self, domains: Sequence[str]) -> None:
@@ -34,7 +34,8 @@ class RoutingStatistics:
         mask = torch.ones(gates.shape[:2], device=gates.device) if mask_NT is None else mask_NT
         mask_NT1 = mask.to(gates)[..., None]
         labels = torch.full((N,), -1, device=gates.device) if labels_N is None else labels_N.to(gates.device)
-        rows = torch.where(labels < 0, len(self.domains), labels)
+        named = (labels >= 0) & (labels < len(self.domains))
+        rows = torch.where(named, labels, len(self.domains))
         size = len(self.domains) + 1
         for sums, value_N in (
             (self._weights, (gates * mask_NT1).sum(1)),
@@ -44,6 +45,19 @@ class RoutingStatistics:
             if layer not in sums:
                 sums[layer] = torch.zeros((size, *value_N.shape[1:]), dtype=torch.double, device=gates.device)
             sums[layer].index_add_(0, rows, value_N)
+
+    def state(self) -> dict[str, list]:
+        """The sums as plain numbers, for JSON; `add` takes them back exactly."""
+        return {
+            n: [self._weights[n].tolist(), self._active[n].tolist(), self._frames[n].tolist()] for n in self._weights
+        }
+
+    def add(self, state: dict[str, list]) -> None:
+        """Adds the sums of other batches."""
+        for layer, values in state.items():
+            for sums, value in zip((self._weights, self._active, self._frames), values):
+                tensor = torch.tensor(value, dtype=torch.double)
+                sums[layer] = sums[layer].cpu() + tensor if layer in sums else tensor
 
     @property
     def layers(self) -> list[str]:
@@ -58,9 +72,12 @@ class RoutingStatistics:
         return float(self._active[layer].sum() / self._frames[layer].sum())
 
     def summary(self) -> dict:
-        """Everything as plain numbers: for JSON, tables and tests."""
+        """Everything as plain numbers, for JSON; a domain that did not occur has no mean weights."""
         layers = {
-            name: {"active_experts": self.active_experts(name), "mean_weights": self.mean_weights(name).tolist()}
+            name: {
+                "active_experts": self.active_experts(name),
+                "mean_weights": [None if row[0] != row[0] else row for row in self.mean_weights(name).tolist()],
+            }
             for name in self.layers
         }
         active = [entry["active_experts"] for entry in layers.values()]

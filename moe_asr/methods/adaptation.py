@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Iterator, Literal, Optional
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from moe_asr.config import load_config, save_config
@@ -33,11 +34,15 @@ class AdaptationConfig:
     """Experts on a frozen recogniser.
 
     Args:
-        experts: which layers get how many experts of which rank, and how they are weighed
+        experts: which layers get how many experts of which rank, and how they are weighed; targets [default] are those
+            that the model recommends
         domains: domains of the utterances, in order; empty takes the classes of the classifier
         base_domain: the domain that the frozen model serves alone: it has no expert, its probability fades the others
         global_route: where the domain of an utterance comes from: posterior (of the classifier), label or uniform
         domain_classifier: model folder of the classifier; needed for posterior
+        domain_key: the label of utterances that names their domain; filled in from the training data
+        initial_experts: adaptation folders of single LoRAs of the same targets and rank, one for each expert in their
+            order, to start from instead of from zero
     """
 
     experts: ExpertSpec
@@ -45,6 +50,8 @@ class AdaptationConfig:
     base_domain: Optional[str] = None
     global_route: Route = "posterior"
     domain_classifier: Optional[str] = None
+    domain_key: Literal["accent", "speaker", "language"] = "accent"
+    initial_experts: tuple[str, ...] = ()
 
 
 class AdaptedRecogniser(nn.Module):
@@ -97,6 +104,8 @@ class AdaptedRecogniser(nn.Module):
             fallback: strength of the fallback to the base model where the domain is uncertain, see `entropy_fallback`
         """
         domains, scale = self.domain_weights(batch, global_route), None
+        if fallback and (domains is None or domains.shape[1] == 1):
+            raise UserError("fallback is for experts whose routers see the domain; leave it out")
         if domains is not None:
             scale = entropy_fallback(domains, fallback) if fallback else None
             domains, scale = self._leave_to_base(domains, scale)
@@ -177,11 +186,25 @@ def adapt(recogniser: Recogniser, config: AdaptationConfig) -> AdaptedRecogniser
             f"there are {config.experts.num_experts} experts for {len(served)} domains "
             f"({', '.join(served) or 'no names given'}); set experts.num_experts, or domains"
         )
-    config = dataclasses.replace(config, domains=tuple(names))
-    adapted = AdaptedRecogniser(recogniser, attach(recogniser, config.experts), config, classifier)
     if needs and config.global_route == "posterior" and classifier is None:
         raise UserError("global_route posterior needs a domain_classifier; give its model folder, or route by label")
-    return adapted
+    if config.initial_experts and len(config.initial_experts) != config.experts.num_experts:
+        raise UserError(
+            f"initial_experts names {len(config.initial_experts)} folders for {config.experts.num_experts} experts"
+        )
+    experts = config.experts
+    if experts.targets == ("default",):
+        experts = dataclasses.replace(experts, targets=type(recogniser).default_targets)
+    loras = [_read_lora(folder) for folder in config.initial_experts]
+    config = dataclasses.replace(config, domains=tuple(names), experts=experts)
+    adapter = attach(recogniser, config.experts)
+    for index, (folder, lora) in enumerate(zip(config.initial_experts, loras)):
+        try:
+            adapter.set_expert(index, lora)
+        except UserError as error:
+            adapter.detach()
+            raise UserError(f"initial_experts: {folder}: {error}") from None
+    return AdaptedRecogniser(recogniser, adapter, config, classifier)
 
 
 def load_adapted(recogniser: Recogniser, folder: str | Path) -> AdaptedRecogniser:
@@ -194,6 +217,18 @@ def load_adapted(recogniser: Recogniser, folder: str | Path) -> AdaptedRecognise
     loaded = _load_classifier(str(classifier) if classifier.is_dir() else None)
     adapted = AdaptedRecogniser(recogniser, load_adapter(recogniser, folder / "adapter"), config, loaded)
     return adapted.eval()
+
+
+def _read_lora(folder: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """The one expert of an adaptation folder, layer by layer."""
+    path = Path(folder) / "adapter" / "adapter.safetensors"
+    if not path.is_file():
+        raise UserError(f"initial_experts: no adaptation in {folder}")
+    state = load_file(path)
+    layers = [name.removesuffix(".A") for name in state if name.endswith(".A")]
+    if any(len(state[f"{name}.A"]) != 1 for name in layers):
+        raise UserError(f"initial_experts: {folder} has several experts; give one LoRA for each expert")
+    return {name: (state[f"{name}.A"][0], state[f"{name}.B"][0]) for name in layers}
 
 
 def _load_classifier(folder: Optional[str]) -> Optional[LoadedModel]:

@@ -87,6 +87,13 @@ def read_system(decode_dir: str | Path) -> dict:
     return system
 
 
+def model_normaliser(decode_dir: str | Path) -> str:
+    """The normaliser that the model's transcripts went through; `none` where the decode does not say."""
+    if not Path(decode_dir, SYSTEM).is_file():
+        return "none"
+    return read_system(decode_dir).get("normaliser") or "none"
+
+
 def _parse(line: bytes, where: str) -> Hypothesis:
     try:
         values = json.loads(line.decode("utf-8"))

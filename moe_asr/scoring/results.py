@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 
 from moe_asr.errors import UserError
@@ -163,7 +163,7 @@ def _match(first: Row, row: Row) -> list[Scored]:
 
 def _decode(folder: str, facts: dict) -> Decode:
     # an old system.json without a date was written when its file was
-    written = datetime.fromtimestamp(Path(folder, SYSTEM).stat().st_mtime, UTC)
+    written = datetime.fromtimestamp(Path(folder, SYSTEM).stat().st_mtime, timezone.utc)
     return Decode(
         command=str(facts.get("command", "unknown")),
         git=str(facts.get("git", "unknown")),

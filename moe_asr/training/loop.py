@@ -25,7 +25,8 @@ from moe_asr.training.update import Forward, LossSums, Update, Updater
 class Trainer:
     """Trains `model` in `run_dir`, going on from the newest intact checkpoint there if there is one.
 
-    A run that is stopped and goes on is, bit for bit, the run that was never stopped.
+    A run that is stopped and goes on is, bit for bit, the run that was never stopped (on a CPU; on a GPU up to the
+    order in which its kernels add).
 
     Args:
         model: already on its device; its trainable parameters must be exactly `trainable`
@@ -212,7 +213,8 @@ class Trainer:
         line = f"after epoch {progress.epoch}" if progress.batch == 0 else f"in epoch {progress.epoch + 1}"
         line += f", step {progress.step}: "
         if self._valid_batches:
-            best = progress.valid_loss is not None and progress.valid_loss < (progress.best_loss or math.inf)
+            before = math.inf if progress.best_loss is None else progress.best_loss
+            best = progress.valid_loss is not None and progress.valid_loss < before
             progress.best_loss = progress.valid_loss if best else progress.best_loss
             progress.milestones_since_best = 0 if best else progress.milestones_since_best + 1
             line += f"validation loss {sums.loss:.4g}{' (best)' if best else ''}, "

@@ -7,6 +7,7 @@ adaptation everything but the frozen recogniser.
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,7 +17,7 @@ from typing import Literal, Optional
 import torch
 from torch import nn
 
-from moe_asr.config import save_config, to_plain
+from moe_asr.config import load_config, save_config, to_plain
 from moe_asr.data.batches import Batch, BatchLoader, DataConfig
 from moe_asr.data.features import FeatureConfig, SpecAugmentConfig, log_mel, spec_augment
 from moe_asr.data.manifests import domain_names, read_manifests
@@ -24,6 +25,7 @@ from moe_asr.data.tokens import Tokens
 from moe_asr.device import pick_device
 from moe_asr.errors import SettingsChanged, UserError
 from moe_asr.experts import base_identity
+from moe_asr.files import lock_folder
 from moe_asr.methods.adaptation import AdaptationConfig, AdaptedRecogniser, adapt
 from moe_asr.methods.pictures import RoutingMonitor
 from moe_asr.models.build import ModelConfig, build_model, complete_config
@@ -75,37 +77,60 @@ class RunConfig:
     device: str = "auto"
 
 
+# What a run leaves in its folder, and what starting anew removes.
+_OUTCOME = ("config.yaml", "train.log", "metrics.jsonl", "skipped.jsonl", "tensorboard", "checkpoints", "final")
+
+
 def train(config: RunConfig) -> None:
     """Runs the whole of it.
 
     Raises:
         UserError: the configuration contradicts itself or the data, or see `Trainer`
     """
-    exp_dir = Path(config.exp_dir)
-    device = pick_device(config.device)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("training runs in one process only, but WORLD_SIZE says there are more: do not use torchrun")
+    exp_dir, device = Path(config.exp_dir), pick_device(config.device)
     torch.manual_seed(config.train.seed)
     folder, tokens, model = _start(config)
-    recogniser = isinstance(model, Recogniser)
-    domains = () if recogniser else model.domains
-    monitors = []
-    if config.adaptation is not None:
-        if not recogniser:
-            raise UserError(f"{config.init} is no recogniser; experts go on a recogniser")
-        model = adapt(model, config.adaptation)
-        domains, monitors = model.config.domains, [RoutingMonitor(model)]
-        model.adapter.check_trainable()
-        prefix = {id(p) for p in model.adapter.parameters()}
-        trainable = [name for name, p in model.named_parameters() if id(p) in prefix]
-    else:
-        trainable = [name for name, _ in model.requires_grad_(True).named_parameters()]
-    if config.gradient_checkpointing and config.adaptation is not None:
-        model.recogniser.set_gradient_checkpointing(True, model.adapter.checkpoint_context_fn)
-    elif config.gradient_checkpointing:
-        model.set_gradient_checkpointing(True)
+    model, trainable = _prepare(config, model)
     model.to(device).train()
+    exp_dir.mkdir(parents=True, exist_ok=True)
+    lock = lock_folder(exp_dir, "training in")
+    try:
+        trainer = _make_trainer(config, model, folder, tokens, trainable)
+        save_config(_resolved(config, folder, model), exp_dir / "config.yaml")
+        trainer.train()
+        if isinstance(model, AdaptedRecogniser):
+            model.save(exp_dir / "final", {"base": config.init, **record()})
+        else:
+            save_model(exp_dir / "final", model, replace(folder, finetuned=config.init is not None), tokens)
+    finally:
+        os.close(lock)
+    print(f"saved {exp_dir / 'final'}")
+
+
+def _prepare(config: RunConfig, model: Model) -> tuple[nn.Module, list[str]]:
+    """The module to train, with experts where they are asked for, and the names of what is declared to train."""
+    if config.adaptation is None:
+        model.set_gradient_checkpointing(config.gradient_checkpointing)
+        return model, [name for name, _ in model.requires_grad_(True).named_parameters()]
+    if not isinstance(model, Recogniser):
+        raise UserError(f"{config.init} is no recogniser; experts go on a recogniser")
+    adapted = adapt(model, replace(config.adaptation, domain_key=config.data.domain_key))
+    adapted.adapter.check_trainable()
+    model.set_gradient_checkpointing(config.gradient_checkpointing, adapted.adapter.checkpoint_context_fn)
+    declared = {id(parameter) for parameter in adapted.adapter.parameters()}
+    return adapted, [name for name, parameter in adapted.named_parameters() if id(parameter) in declared]
+
+
+def _make_trainer(
+    config: RunConfig, model: nn.Module, folder: FolderConfig, tokens: Optional[Tokens], trainable: list[str]
+) -> Trainer:
+    adapted = isinstance(model, AdaptedRecogniser)
+    domains = model.config.domains if adapted else getattr(model, "domains", ())
     rate = folder.features.sample_rate
-    train_loader = BatchLoader(replace(config.data, sample_rate=rate), tokens, domains)
-    valid_loader = BatchLoader(replace(config.valid, sample_rate=rate), tokens, domains)
+    train_loader = BatchLoader(config.data, tokens, domains, sample_rate=rate)
+    valid_loader = BatchLoader(config.valid, tokens, domains, sample_rate=rate)
 
     def forward(batch: Batch, generator: Optional[torch.Generator]) -> Loss:
         features_NTF, lengths_N = log_mel(batch.audio_NS, batch.audio_lengths_N, folder.features)
@@ -123,31 +148,50 @@ def train(config: RunConfig) -> None:
         forward,
         batches,
         config.train,
-        exp_dir,
+        config.exp_dir,
         trainable=trainable,
         valid_batches=lambda: valid_loader,
-        identity=_identity(config, model),
+        identity=_identity(config, model, tokens),
         seconds_of=lambda batch: float(batch.audio_lengths_N.sum()) / rate,
-        monitors=monitors,
+        monitors=[RoutingMonitor(model)] if adapted else [],
     )
+    if config.on_change == "error":
+        return start()
+    if _finished_otherwise(config):
+        _remove_outcome(config, "the finished run had other training settings")
     try:
-        trainer = start()
+        return start()
     except SettingsChanged as error:
-        if config.on_change == "error":
-            raise
-        print(f"starting anew: {str(error).partition(' and cannot')[0]}")
-        shutil.rmtree(exp_dir)
-        trainer = start()
-    save_config(config, exp_dir / "config.yaml")
-    trainer.train()
+        _remove_outcome(config, str(error).partition(" and cannot")[0])
+        return start()
+
+
+def _finished_otherwise(config: RunConfig) -> bool:
+    """Whether there is a finished run of other settings, also of those with which an unfinished run may go on."""
+    saved = Path(config.exp_dir) / "config.yaml"
+    if not (Path(config.exp_dir) / "final").is_dir() or not saved.is_file():
+        return False
+    try:
+        return load_config(RunConfig, saved).train != config.train
+    except UserError:  # of another version
+        return True
+
+
+def _remove_outcome(config: RunConfig, why: str) -> None:
+    print(f"starting anew: {why}")
+    for name in _OUTCOME:
+        path = Path(config.exp_dir) / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _resolved(config: RunConfig, folder: FolderConfig, model: nn.Module) -> RunConfig:
+    """The configuration with all that the data decided filled in."""
     if isinstance(model, AdaptedRecogniser):
-        model.save(exp_dir / "final", {"base": config.init, **record()})
-    else:
-        save_model(exp_dir / "final", model, replace(folder, finetuned=config.init is not None), tokens)
-    print(f"saved {exp_dir / 'final'}")
+        return replace(config, adaptation=model.config)
+    return config if config.model is None else replace(config, model=folder.model)
 
 
-def _identity(config: RunConfig, model: nn.Module) -> dict:
+def _identity(config: RunConfig, model: nn.Module, tokens: Optional[Tokens]) -> dict:
     """All but the training settings that makes a run what it is, contents of files included."""
     manifests = [*config.data.manifests, *config.valid.manifests]
     without = replace(config, data=replace(config.data, num_workers=0), valid=replace(config.valid, num_workers=0))
@@ -155,7 +199,8 @@ def _identity(config: RunConfig, model: nn.Module) -> dict:
     return {
         **{key: value for key, value in to_plain(without).items() if key not in left_out},
         "contents": {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in manifests},
-        "initial_weights": base_identity(model) if config.init else None,
+        "initial_weights": base_identity(model) if config.init or config.init_encoder else None,
+        "token_set": tokens.digest if tokens else None,
     }
 
 

@@ -1,8 +1,10 @@
 import dataclasses
 import json
+import zlib
 from pathlib import Path
 
 import pytest
+import soundfile
 
 from moe_asr.data.checks import CheckConfig, Rejection, check, require_few, write_rejections
 from moe_asr.data.manifests import Utterance
@@ -23,7 +25,11 @@ def outcome(row, **changes):
 
 
 def test_a_sound_row_becomes_an_utterance(row):
-    assert outcome(row) == Utterance("a", row.audio, 32000, 16000, "hello world", "anna", "scottish", "en")
+    crc32 = f"{zlib.crc32(soundfile.read(row.audio, dtype='float32')[0]):08x}"
+    texts = {"text": "hello world", "raw_text": "Hello, World!"}
+    expected = Utterance("a", row.audio, 32000, 16000, "", "anna", "scottish", "en", audio_crc32=crc32)
+    assert outcome(row) == dataclasses.replace(expected, **texts)
+    assert outcome(row, text="hello world").raw_text == ""
 
 
 def test_a_part_of_a_recording(row):

@@ -14,7 +14,7 @@ FORMATS = [("wav", "PCM_16"), ("wav", "FLOAT"), ("flac", "PCM_16"), ("ogg", "OPU
 @pytest.mark.parametrize("seconds", [0.5, 9.0])
 def test_sound_files(make_audio, extension, subtype, seconds):
     facts = probe(make_audio(f"a.{extension}", seconds=seconds, subtype=subtype))
-    assert facts == AudioFacts(round(seconds * 16000), 16000)
+    assert len(facts.crc32) == 8 and facts == AudioFacts(round(seconds * 16000), 16000, crc32=facts.crc32)
 
 
 @pytest.mark.parametrize("extension, subtype", [f for f in FORMATS if f[0] != "mp3"])
@@ -53,7 +53,8 @@ def test_wav_with_other_chunks(make_audio):
     data = path.read_bytes()
     extra = b"LIST" + struct.pack("<I", 5) + b"hello\0"  # chunks of odd length are padded
     path.write_bytes(data[:12] + extra + data[12:])
-    assert probe(str(path)) == AudioFacts(8000, 16000)
+    facts = probe(str(path))
+    assert (facts.num_samples, facts.sample_rate, facts.problem) == (8000, 16000, "")
 
 
 @pytest.mark.parametrize(

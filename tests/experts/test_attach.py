@@ -162,7 +162,7 @@ def test_block_scope_shares_weights_and_starts_anew_each_pass():
     assert set(adapter.routers) == {"layers.0.group0", "layers.1.group0"}
     seen = []
     for name, layer in adapter.layers.items():
-        layer.register_forward_hook(lambda m, args, y: seen.append((m.name, m.context.routing.shared[m.block][0])))
+        layer.register_forward_hook(lambda m, args, y: seen.append((m.name, m.context.routing.shared[m.block].gates)))
     with adapter.route(domains=DOMAINS, lengths=LENGTHS):
         model(batch(1))
         model(batch(2))
@@ -172,11 +172,61 @@ def test_block_scope_shares_weights_and_starts_anew_each_pass():
     assert not torch.equal(gates[0, "layers.0.q_proj"], gates[1, "layers.0.q_proj"])
 
 
+def test_block_scope_needs_one_shape_and_a_routing():
+    model = Tower()
+    adapter = attach(model, ExpertSpec(("q_proj", "k_proj"), E, 2, router=RouterSpec(route="local", scope="block")))
+    with pytest.raises(UserError, match="adapter.route"):
+        model(batch())
+    q, k = adapter.layers["layers.0.q_proj"], adapter.layers["layers.0.k_proj"]
+    with adapter.route(), pytest.raises(UserError, match="use router scope: layer"):
+        q(torch.randn(3, 7, 12))
+        k(torch.randn(3, 5, 12))
+
+
+def test_nothing_piles_up_outside_of_route():
+    model = Tower()
+    router = RouterSpec(route="local", select="all", balance=0.1)
+    adapter = attach(model, ExpertSpec(("up",), E, 2, router=router))
+    for _ in range(3):
+        model(batch())
+    assert adapter.routing.balance == []
+    with adapter.route() as routing:
+        model(batch())
+        assert len(routing.balance) == 2
+        adapter.merged([1.0, 0.0, 0.0])  # a copy of the model, not of the graphs of this batch
+
+
+def test_idle_batch_trains_with_zero_gradients():
+    model, adapter = adapted("given")
+    with adapter.route(domains=DOMAINS, scale=torch.zeros(3)):
+        model(batch()).sum().backward()
+    assert all(p.grad is None or p.grad.abs().max() == 0 for p in adapter.parameters())
+
+
+def test_model_in_bfloat16_after_attach():
+    model, adapter = adapted("hdmole")
+    x = batch()
+    with torch.no_grad(), adapter.route(domains=DOMAINS, lengths=LENGTHS):
+        expected = model.eval()(x)
+        half = model.to(torch.bfloat16)(x.to(torch.bfloat16)).float()
+    assert (half - expected).norm() / expected.norm() < 0.05
+
+
+def test_a_single_frame_is_its_own_mean():
+    model, adapter = adapted("hdmole")
+    layer, x = adapter.layers["layers.0.q_proj"], torch.randn(3, 12)
+    with adapter.route(domains=DOMAINS, lengths=torch.tensor([1, 1, 1])):
+        torch.testing.assert_close(layer(x), layer(x[:, None])[:, 0])
+
+
 def test_model_scope_has_one_router():
     _, adapter = adapted("model")
     assert list(adapter.routers) == ["group0"] and len({id(l.router) for l in adapter.layers.values()}) == 1
+    model = Tower()
     with pytest.raises(UserError, match="one input width"):
-        attach(Tower(), ExpertSpec(("up", "down"), router=RouterSpec(scope="model")))
+        attach(model, ExpertSpec(("up", "down"), router=RouterSpec(scope="model")))
+    assert not any(isinstance(m, ExpertLinear) for m in model.modules())  # as it was
+    assert all(p.requires_grad for p in model.parameters())
 
 
 def test_several_specs_on_one_model():

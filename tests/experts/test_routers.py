@@ -163,6 +163,26 @@ def test_ids_are_one_hot_and_oracle_ignores_temperature():
     assert torch.equal(router(torch.randn(N, T, I), None, routing), torch.eye(E)[[2, 0, 3]])
 
 
+@pytest.mark.parametrize("options", [dict(), dict(route="given", select="threshold"), dict(select="sparsegen")])
+def test_saturated_threshold_keeps_uniform_probabilities_finite(options):
+    router = Router(RouterSpec(**options), E, I)
+    with torch.no_grad():
+        for name, parameter in router.named_parameters():
+            parameter.fill_(50.0 if name.endswith("bias") else 0.0)
+    routing = make_routing(E, domains=torch.full((N, E), 1 / E), lengths=LENGTHS)
+    w = run(router, torch.randn(N, T, I), routing)
+    torch.testing.assert_close(w, torch.full(w.shape, 1 / E))
+
+
+def test_weights_need_not_sum_to_one():
+    domains = torch.tensor([[0.1, 0.0, 0.1, 0.0], [2.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 5.0]])
+    routing = make_routing(E, domains=domains, lengths=LENGTHS)
+    given = Router(RouterSpec(route="given", select="all"), E, I)
+    assert torch.equal(given(torch.randn(N, T, I), None, routing), domains)  # fusion weights may be anything
+    threshold = Router(RouterSpec(route="given", select="threshold"), E, I)
+    torch.testing.assert_close(run(threshold, torch.randn(N, T, I), routing).sum(-1), torch.ones(N))
+
+
 def test_balance_term():
     torch.manual_seed(0)
     p = torch.randn(2, 5, 3).softmax(-1)
@@ -193,6 +213,8 @@ def test_errors_say_what_to_do():
         make_routing(E, domains=torch.tensor([0, 4]))
     with pytest.raises(UserError, match=r"weights \(N, 4\)"):
         make_routing(E, domains=torch.rand(2, 3))
+    with pytest.raises(UserError, match="all zero"):
+        make_routing(E, domains=torch.tensor([[0.0, 0.0, 0.0, 0.0]]))
     with pytest.raises(UserError, match="finite"):
         make_routing(E, domains=torch.full((2, 4), float("nan")))
     for options in (dict(hard=True), dict(fixed_threshold=1.0), dict(top_k=0), dict(temperature=0.0)):

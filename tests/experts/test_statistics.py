@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from models import E, Tower, fill
@@ -44,8 +46,13 @@ def test_equals_naive_sums(router):
         for label in (0, 2):
             expected = torch.stack(weights[layer, label]).mean(0)
             torch.testing.assert_close(mean[label], expected.double(), rtol=1e-5, atol=1e-6)
-        assert mean[1].isnan().all()
+        assert mean[1].isnan().all() and statistics.summary()["layers"][layer]["mean_weights"][1] is None
         assert statistics.active_experts(layer) == pytest.approx(sum(active[layer]) / len(active[layer]))
+    again = RoutingStatistics(statistics.domains)
+    again.add(json.loads(json.dumps(statistics.state())))
+    assert again.summary() == statistics.summary()
+    again.add(statistics.state())
+    assert again.summary()["layers"] == statistics.summary()["layers"]  # twice the sums, the same means
     summary = statistics.summary()
     assert summary["domains"] == ["a", "b", "c"] and set(summary["layers"]) == set(statistics.layers)
     assert 1 <= summary["mean_active_experts"] <= E

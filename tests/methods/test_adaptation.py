@@ -154,8 +154,44 @@ def test_entropy_fallback():
     assert torch.equal(entropy_fallback(p, 0.0), torch.ones(3))
 
 
+def test_experts_start_from_single_loras(classifier, tmp_path):
+    targets, loras = (r".*(q_proj|v_proj|up|down)",), []
+    for n in range(3):
+        one = adapt(recogniser(), AdaptationConfig(ExpertSpec(targets, 1, 2, router=ROUTERS["given"])))
+        with torch.no_grad():
+            for parameter in one.adapter.parameters():
+                parameter.normal_(generator=torch.Generator().manual_seed(n)).mul_(0.1)
+        one.save(tmp_path / str(n))
+        loras.append(one)
+    folders = tuple(str(tmp_path / str(n)) for n in range(3))
+    adapted = adapt(recogniser(), adaptation(classifier, ROUTERS["given"], initial_experts=folders)).eval()
+    for n, one in enumerate(loras):
+        b = dataclasses.replace(cut(batch(), n), domains_N=torch.tensor([n]))
+        alone = log_probs(one.eval(), b)[0]
+        torch.testing.assert_close(log_probs(adapted, b, global_route="label")[0], alone, rtol=1e-4, atol=1e-4)
+    with pytest.raises(UserError, match="2 folders for 3 experts"):
+        adapt(recogniser(), adaptation(classifier, initial_experts=folders[:2]))
+    with pytest.raises(UserError, match="no adaptation in"):
+        adapt(recogniser(), adaptation(classifier, initial_experts=(*folders[:2], str(tmp_path))))
+    model = recogniser()
+    experts = dataclasses.replace(adaptation(None).experts, rank=4)
+    config = dataclasses.replace(adaptation(classifier, initial_experts=folders), experts=experts)
+    with pytest.raises(UserError, match="rank 2"):
+        adapt(model, config)
+    adapt(model, adaptation(classifier))  # nothing was left on the model
+
+
+def test_default_targets(classifier):
+    experts = ExpertSpec(("default",), 3, 1)
+    adapted = adapt(recogniser(), dataclasses.replace(adaptation(classifier), experts=experts))
+    assert len(adapted.adapter.layers) == len([m for m in recogniser().encoder.layers.modules()
+                                               if isinstance(m, torch.nn.Linear)])  # fmt: skip
+
+
 def test_one_lora_needs_no_domains():
     config = AdaptationConfig(ExpertSpec(("q_proj",), 1, 4, router=RouterSpec(route="given", select="all")))
+    with pytest.raises(UserError, match="fallback is for experts"):
+        log_probs(adapt(recogniser(), config).eval(), batch(), fallback=1.0)
     adapted = adapt(recogniser(), config).train()
     loss = adapted(*features(batch()), dataclasses.replace(batch(), domains_N=torch.full((3,), -1)))
     loss.total.backward()
@@ -216,8 +252,10 @@ def test_errors(classifier, tmp_path):
         adapt(recogniser(), AdaptationConfig(experts, domains=("a", "b"), global_route="label"))
     with pytest.raises(UserError, match="but the classifier knows a, b, c"):
         adapt(recogniser(), adaptation(classifier, domains=("c", "b", "a")))
+    model = recogniser()
     with pytest.raises(UserError, match="needs a domain_classifier"):
-        adapt(recogniser(), AdaptationConfig(experts, domains=DOMAINS))
+        adapt(model, AdaptationConfig(experts, domains=DOMAINS))
+    assert not any(isinstance(m, ExpertLinear) for m in model.modules())
     with pytest.raises(UserError, match="no model folder"):
         adapt(recogniser(), adaptation(str(tmp_path / "nowhere")))
     with pytest.raises(UserError, match="no adaptation in"):

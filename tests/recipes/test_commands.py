@@ -1,6 +1,7 @@
 """The commands one after the other on a corpus of noise, and what they say when they are used wrongly."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -90,22 +91,38 @@ def test_decode_again_does_nothing_and_settings_are_compared(corpus):
     assert json.loads((corpus / "d1/system.json").read_text())["trainable_parameters"] == 0
 
 
-def test_an_interrupted_decode_goes_on(corpus):
-    decode(corpus, "whole", "--adaptation", "experts/final", "--max_duration", 4)
-    (corpus / "part").mkdir()
-    lines = (corpus / "whole/hyps.jsonl").read_bytes().splitlines(keepends=True)
-    (corpus / "part/decode.json").write_bytes((corpus / "whole/decode.json").read_bytes())
-    (corpus / "part/hyps.jsonl").write_bytes(b"".join(lines[3:7]) + lines[8][:10])
-    decode(corpus, "part", "--adaptation", "experts/final", "--max_duration", 4)
-    assert (corpus / "part/hyps.jsonl").read_bytes() == b"".join(lines)
-    systems = [json.loads((corpus / name / "system.json").read_text()) for name in ("whole", "part")]
-    assert systems[0]["routing"] == systems[1]["routing"]
+def test_a_killed_decode_ends_in_the_same_bytes(corpus):
+    code = (
+        "import os, sys\n"
+        "from moe_asr.decoding import run, stream\n"
+        "from moe_asr.config import run_command\n"
+        "write, count = stream.HypothesisStream.write, [0]\n"
+        "def killed(self, lines):\n"
+        "    count[0] += 1\n"
+        "    if count[0] == 3: os._exit(9)\n"
+        "    write(self, lines)\n"
+        "stream.HypothesisStream.write = killed\n"
+        "run_command(run.DecodeConfig, run.decode)\n"
+    )
+    options = ["--model", "base/final", "--manifest", "all.jsonl.gz", "--adaptation", "experts/final"]
+    options += ["--max_duration", "4"]
+    command(corpus, "decode", *options, "--out_dir", "calm")
+    done = subprocess.run([sys.executable, "-c", code, *options, "--out_dir", "killed"], cwd=corpus)
+    assert done.returncode == 9 and not (corpus / "killed/system.json").exists()
+    assert "routing.jsonl" in os.listdir(corpus / "killed")
+    command(corpus, "decode", *options, "--out_dir", "killed")
+    assert (corpus / "killed/hyps.jsonl").read_bytes() == (corpus / "calm/hyps.jsonl").read_bytes()
+    systems = [json.loads((corpus / name / "system.json").read_text()) for name in ("calm", "killed")]
+    assert systems[0]["routing"] == systems[1]["routing"] is not None
+    assert "routing.jsonl" not in os.listdir(corpus / "killed")
 
 
 def test_searches_and_routes_run(corpus):
+    decode(corpus, "base", "--search.kind", "greedy")
     for n, options in enumerate([["--search.kind", "prefix_beam"], ["--global_route", "label"],
                                  ["--global_route", "uniform"], ["--fallback", "1.0"]]):  # fmt: skip
         decode(corpus, f"option{n}", "--adaptation", "experts/final", *options)
+        assert len((corpus / f"option{n}/hyps.jsonl").read_text().splitlines()) == 12
 
 
 def test_scores_and_results(corpus):
@@ -127,6 +144,11 @@ def test_a_finished_run_is_left_alone_and_a_changed_one_refused_or_restarted(cor
     assert "train.optim.lr" in command(corpus, *change, fails=1)
     assert "starting anew" in command(corpus, *change, "--on_change", "restart")
     assert (corpus / "full/final/model.safetensors").read_bytes() != weights
+    shorter = [*change, "--on_change", "restart", "--train.max_epochs", "1"]
+    assert "starting anew: the finished run had other" in command(corpus, *shorter)
+    assert "starting anew" not in command(corpus, *shorter)
+    (corpus / "full/mine.txt").write_text("not to be removed")
+    assert "starting anew" in command(corpus, *shorter, "--train.seed", "5") and (corpus / "full/mine.txt").is_file()
 
 
 @pytest.mark.parametrize(

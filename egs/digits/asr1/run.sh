@@ -6,8 +6,8 @@ corpus_dir=                # folder that holds free_spoken_digit_dataset/; downl
 nj=2                       # processes that check data
 data_dir=data              # speech, tables and manifests
 exp_dir=exp                # models, hypotheses and scores
-strings=                   # options of local/prepare.py, such as "--general_train 100"
-training=                  # options of all training runs, such as "--train.max_epochs 1"
+strings=                   # options of local/prepare.py, such as --strings="--general_train 100"
+training=                  # options of all training runs, such as --training="--train.max_epochs 1"
 systems="full lora hdmole hdmole_base" # what to compare with the base: names of files in conf/
 results=RESULTS.md         # the table to write
 
@@ -16,7 +16,7 @@ general=american normaliser=english
 . "$MOE_ASR_ROOT/utils/adaptation.sh"
 
 stage_1() {
-  stage "Join recorded digits to strings" inputs "$corpus_dir" outputs "$data_dir"/test.jsonl.gz
+  stage "Join recorded digits to strings" inputs "$corpus_dir" outputs "$data_dir"/{train_general,train_accents,dev_general,dev_accents,test}.jsonl.gz "$data_dir/tokens"
   local options
   read -ra options <<<"$strings"
   python3 local/prepare.py --out_dir "$data_dir" ${corpus_dir:+--corpus_dir "$corpus_dir"} "${options[@]}"

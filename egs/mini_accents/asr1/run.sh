@@ -5,8 +5,8 @@
 nj=2                       # processes that make and check data
 data_dir=data              # speech, tables and manifests
 exp_dir=exp                # models, hypotheses and scores
-synthesis=                 # options of local/synthesise.py, such as "--general_train 100"
-training=                  # options of all training runs, such as "--train.max_epochs 1"
+synthesis=                 # options of local/synthesise.py, such as --synthesis="--general_train 100"
+training=                  # options of all training runs, such as --training="--train.max_epochs 1"
 systems="full lora hdmole hdmole_base" # what to compare with the base: names of files in conf/
 results=RESULTS.md         # the table to write
 
@@ -15,7 +15,7 @@ general=american normaliser=english
 . "$MOE_ASR_ROOT/utils/adaptation.sh"
 
 stage_1() {
-  stage "Make speech, manifests and tokens" outputs "$data_dir"/test.jsonl.gz
+  stage "Make speech, manifests and tokens" outputs "$data_dir"/{train_general,train_accents,dev_general,dev_accents,test}.jsonl.gz "$data_dir/tokens"
   local options
   read -ra options <<<"$synthesis"
   python3 local/synthesise.py --out_dir "$data_dir" --num_jobs "$nj" "${options[@]}"
