@@ -7,7 +7,7 @@ data_dir=data              # speech, tables and manifests
 exp_dir=exp                # models, hypotheses and scores
 synthesis=                 # options of local/synthesise.py, such as --synthesis="--general_train 100"
 training=                  # options of all training runs, such as --training="--train.max_epochs 1"
-systems="full lora hdmole hdmole_base" # what to compare with the base: names of files in conf/
+systems="full lora hdmole" # what to compare with the base: names of files in conf/
 results=RESULTS.md         # the table to write
 
 . "$(dirname "$0")/path.sh"
