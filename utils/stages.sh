@@ -139,7 +139,7 @@ stage_state() { # its inputs are the arguments
     fi
   done
   mapfile -t _files < <(grep -oE '\b(conf|local)/[A-Za-z0-9_./${}*@-]+' <<<"${_text//\"/}" |
-    sed -E 's/\$\{[^}]*\}|\$[A-Za-z0-9_@*]+/*/g' | while read -r _name; do compgen -G "$_name"; done)
+    sed -E 's/\$\{[^}]*\}|\$[A-Za-z0-9_@*]+/*/g' | while read -r _name; do compgen -G "$_name"; done | sort -u)
   fingerprint "${_files[@]}" "$@"
   [ -z "$stage_before" ] || printf 'stage %s\t%s\n' "$stage_before" "$(cat "$markers/stage$stage_before" 2>&1 | sha256sum)"
 }
