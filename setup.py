@@ -21,7 +21,7 @@ setup(
     python_requires=">=3.10",
     install_requires=[
         "docstring-parser",  # jsonargparse reads the help of options from docstrings with it
-        "jsonargparse>=4.40",
+        "jsonargparse>=4.49",
         "numpy",
         "pyyaml",
         "safetensors",

@@ -15,6 +15,7 @@
 : "${train_cmd=}" "${decode_cmd=}"
 
 tables="train_general train_accents dev_general dev_accents test"
+prepared=("$data_dir"/{train_general,train_accents,dev_general,dev_accents,test}.jsonl.gz "$data_dir/tokens") # of stage 1
 
 make_manifests() {
   local table

@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import noop_context_fn
 
 from moe_asr.errors import UserError
-from moe_asr.models.conformer import ADAPTER_TARGETS, ConformerConfig, ConformerEncoder
-from moe_asr.models.interface import ContextFn, Loss, Recogniser, Targets
+from moe_asr.models.conformer import ADAPTER_TARGETS, ConformerConfig, ConformerEncoder, OnConformer
+from moe_asr.models.interface import Loss, Recogniser, Targets
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class ConformerCTCConfig:
     vocab_size: int = 0
 
 
-class ConformerCTC(Recogniser):
+class ConformerCTC(OnConformer, Recogniser):
     """P(tokens | x) = sum over alignments of prod_t softmax(W_head h_t + b), h = encoder(x).
 
     The loss is -log P in nats, summed over utterances; its count is the number of tokens. A text with more tokens (plus
@@ -73,17 +72,8 @@ class ConformerCTC(Recogniser):
         states_NTD, lengths_N = self.encode(features_NTF, feature_lengths_N)
         return self.head(states_NTD).float().log_softmax(dim=-1), lengths_N
 
-    def encode(self, features_NTF: Tensor, feature_lengths_N: Tensor) -> tuple[Tensor, Tensor]:
-        return self.encoder(features_NTF, feature_lengths_N)
-
-    def output_lengths(self, feature_lengths_N: Tensor) -> Tensor:
-        return self.encoder.output_lengths(feature_lengths_N)
-
-    def set_gradient_checkpointing(self, enabled: bool, context_fn: ContextFn = noop_context_fn) -> None:
-        self.encoder.gradient_checkpointing, self.encoder.checkpoint_context_fn = enabled, context_fn
-
 
 def required_frames(tokens_NU: Tensor, token_lengths_N: Tensor) -> Tensor:
     """Frames of the shortest alignment: one per token, and a blank between two equal neighbours."""
-    inside_NU = torch.arange(1, tokens_NU.size(1), device=tokens_NU.device) < token_lengths_N.unsqueeze(1)
+    inside_NU = torch.arange(tokens_NU.size(1), device=tokens_NU.device)[1:] < token_lengths_N.unsqueeze(1)
     return token_lengths_N + ((tokens_NU[:, 1:] == tokens_NU[:, :-1]) & inside_NU).sum(1)

@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import noop_context_fn
 
 from moe_asr.errors import UserError
-from moe_asr.models.conformer import ADAPTER_TARGETS, ConformerConfig, ConformerEncoder
-from moe_asr.models.interface import ContextFn, Loss, Model, Targets
+from moe_asr.models.conformer import ADAPTER_TARGETS, ConformerConfig, ConformerEncoder, OnConformer
+from moe_asr.models.interface import Loss, Model, Targets
 from moe_asr.models.time_conv import padding_mask
 
 
@@ -43,7 +42,7 @@ class DomainClassifierConfig:
             raise UserError(f"domain_classifier: embedding must be at least 1, not {self.embedding}")
 
 
-class DomainClassifier(Model):
+class DomainClassifier(OnConformer, Model):
     """p_E = softmax(W embedding), embedding = Linear(statistics(encoder(x))).
 
     The loss is cross-entropy in nats, summed over utterances; its count is the number of utterances. Utterances of
@@ -90,15 +89,6 @@ class DomainClassifier(Model):
     def embedding(self, features_NTF: Tensor, feature_lengths_N: Tensor) -> Tensor:
         """embedding_NB, one vector for an utterance."""
         return self.project(self.pooling(*self.encode(features_NTF, feature_lengths_N)))
-
-    def encode(self, features_NTF: Tensor, feature_lengths_N: Tensor) -> tuple[Tensor, Tensor]:
-        return self.encoder(features_NTF, feature_lengths_N)
-
-    def output_lengths(self, feature_lengths_N: Tensor) -> Tensor:
-        return self.encoder.output_lengths(feature_lengths_N)
-
-    def set_gradient_checkpointing(self, enabled: bool, context_fn: ContextFn = noop_context_fn) -> None:
-        self.encoder.gradient_checkpointing, self.encoder.checkpoint_context_fn = enabled, context_fn
 
 
 class AttentiveStatistics(nn.Module):

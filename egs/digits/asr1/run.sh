@@ -16,7 +16,7 @@ general=american normaliser=english
 . "$MOE_ASR_ROOT/utils/adaptation.sh"
 
 stage_1() {
-  stage "Join recorded digits to strings" inputs "$corpus_dir" outputs "$data_dir"/{train_general,train_accents,dev_general,dev_accents,test}.jsonl.gz "$data_dir/tokens"
+  stage "Join recorded digits to strings" inputs "$corpus_dir" outputs "${prepared[@]}"
   local options
   read -ra options <<<"$strings"
   python3 local/prepare.py --out_dir "$data_dir" ${corpus_dir:+--corpus_dir "$corpus_dir"} "${options[@]}"

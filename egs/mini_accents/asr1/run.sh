@@ -15,7 +15,7 @@ general=american normaliser=english
 . "$MOE_ASR_ROOT/utils/adaptation.sh"
 
 stage_1() {
-  stage "Make speech, manifests and tokens" outputs "$data_dir"/{train_general,train_accents,dev_general,dev_accents,test}.jsonl.gz "$data_dir/tokens"
+  stage "Make speech, manifests and tokens" outputs "${prepared[@]}"
   local options
   read -ra options <<<"$synthesis"
   python3 local/synthesise.py --out_dir "$data_dir" --num_jobs "$nj" "${options[@]}"
