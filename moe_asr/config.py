@@ -35,7 +35,9 @@ def parse_config(config_type: type[C], argv: Optional[Sequence[str]] = None, pro
     argv = list(sys.argv[1:] if argv is None else argv)
     argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
     for option, path in zip(argv, argv[1:]):
-        if option == "--config" and Path(path).is_file():
+        if option == "--config":
+            if not Path(path).is_file():
+                raise UserError(f"no configuration file at {path}")
             _check_keys(config_type, _read_yaml(path), str(path))
     try:
         with warnings.catch_warnings():
@@ -53,8 +55,6 @@ def load_config(config_type: type[C], path: str | Path) -> C:
     Raises:
         UserError: the file is missing, is not YAML, or does not fit `config_type`.
     """
-    if not Path(path).is_file():
-        raise UserError(f"no configuration file at {path}")
     return parse_config(config_type, ["--config", str(path)], prog="config")
 
 

@@ -52,6 +52,7 @@ stage_4() {
 
 adapt() { # adapt NAME: full fine-tuning, or experts on the frozen base, as conf/NAME.yaml says
   local routed=()
+  [ -f "conf/$1.yaml" ] || { echo "error: no system '$1': there is no conf/$1.yaml" >&2 && exit 1; }
   if grep -q 'route: \(hierarchical\|given\)' "conf/$1.yaml" && ! grep -q 'num_experts: 1$' "conf/$1.yaml"; then
     routed=(--adaptation.domain_classifier "$exp_dir/accent/final")
   fi

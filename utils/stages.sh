@@ -58,6 +58,9 @@ run_stages() { # runs the stages from --stage to --stop-stage, except those that
   mkdir -p "$markers"
   exec {_lock}>"$markers/lock" # inherited by all that a stage starts, so what outlives a killed driver is noticed
   flock -n "$_lock" || driver_error "another run of this recipe is at work here ($markers/lock is taken)"
+  local stage_last
+  stage_last=$(sed -n 's/^stage_\([0-9]*\)$/\1/p' <<<"$recipe_functions" | sort -n | tail -n 1)
+  [ -z "$stage_last" ] || ((${stage:-0} <= stage_last)) || driver_error "there is no stage $stage; the last is $stage_last"
   trap 'interrupted 130' INT
   trap 'interrupted 143' TERM
   trap 'interrupted 129' HUP

@@ -240,3 +240,9 @@ def test_killed_rerun_of_a_finished_stage_does_not_count(three):
     assert "stage 2: failed" in three.run("--stage", "2", code=1)
     three.script(THREE, OPTIONS)
     assert ran(three.run()) == [2, 10]
+
+
+def test_a_stage_beyond_the_last_is_named(recipe):
+    recipe.script("stage_1() {\n  stage T\n}\nstage_2() {\n  stage U\n}")
+    assert "there is no stage 3; the last is 2" in recipe.run("--stage", "3", code=1)
+    assert "stage 2: done" in recipe.run("--stage", "2")
