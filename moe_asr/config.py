@@ -21,6 +21,7 @@ import jsonargparse
 import yaml
 
 from moe_asr.errors import UserError
+from moe_asr.files import atomic_write
 
 C = TypeVar("C")
 
@@ -31,7 +32,6 @@ def parse_config(config_type: type[C], argv: Optional[Sequence[str]] = None, pro
     Raises:
         UserError: unknown key, wrong type or missing value; the message is one line.
     """
-    parser = _parser(config_type, prog)
     argv = list(sys.argv[1:] if argv is None else argv)
     argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
     for option, path in zip(argv, argv[1:]):
@@ -39,14 +39,7 @@ def parse_config(config_type: type[C], argv: Optional[Sequence[str]] = None, pro
             if not Path(path).is_file():
                 raise UserError(f"no configuration file at {path}")
             _check_keys(config_type, _read_yaml(path), str(path))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            values = parser.parse_args(argv)
-            values.pop("config", None)
-            return config_type(**vars(parser.instantiate(values)))
-    except jsonargparse.ArgumentError as error:
-        raise UserError(_explain(str(error), config_type)) from None
+    return _build(config_type, prog, lambda parser: parser.parse_args(argv))
 
 
 def load_config(config_type: type[C], path: str | Path) -> C:
@@ -60,21 +53,13 @@ def load_config(config_type: type[C], path: str | Path) -> C:
 
 def save_config(config, path: str | Path) -> None:
     """Writes a dataclass as YAML, all values resolved, atomically."""
-    from moe_asr.files import atomic_write
-
     with atomic_write(path) as file:
         yaml.safe_dump(to_plain(config), file, sort_keys=False, allow_unicode=True)
 
 
 def from_plain(config_type: type[C], values: dict) -> C:
     """The inverse of `to_plain`, with the same checks as `load_config`."""
-    parser = _parser(config_type, "config")
-    try:
-        parsed = parser.parse_object(values)
-        parsed.pop("config", None)
-        return config_type(**vars(parser.instantiate(parsed)))
-    except jsonargparse.ArgumentError as error:
-        raise UserError(_explain(str(error), config_type)) from None
+    return _build(config_type, "config", lambda parser: parser.parse_object(values))
 
 
 def to_plain(value):
@@ -137,6 +122,19 @@ def _check_keys(config_type: type, values: dict, where: str) -> None:
                 for item in value if isinstance(value, list) else [value]:
                     if isinstance(item, dict):
                         _check_keys(part, item, f"{where}: {key}")
+
+
+def _build(config_type: type[C], prog: Optional[str], parse: Callable) -> C:
+    """The configuration from what `parse` gets out of its parser."""
+    parser = _parser(config_type, prog)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            values = parse(parser)
+            values.pop("config", None)
+            return config_type(**vars(parser.instantiate(values)))
+    except jsonargparse.ArgumentError as error:
+        raise UserError(_explain(str(error), config_type)) from None
 
 
 def _parser(config_type: type, prog: Optional[str]) -> jsonargparse.ArgumentParser:

@@ -68,15 +68,15 @@ def decode(config: DecodeConfig) -> None:
     Raises:
         UserError: see `load_model`, `load_adapted`, `BatchLoader` and `HypothesisStream`
     """
+    if config.fallback < 0:
+        raise UserError(f"fallback must not be negative, but is {config.fallback}")
+    if config.adaptation is None and (config.global_route or config.fallback):
+        raise UserError("global_route and fallback are for experts; give their folder with --adaptation")
     device = pick_device(config.device)
     loaded = load_model(config.model)
     if not isinstance(loaded.model, Recogniser):
         raise UserError(f"{config.model} is no recogniser; give the model folder of one")
-    if config.adaptation is None and (config.global_route or config.fallback):
-        raise UserError("global_route and fallback are for experts; give their folder with --adaptation")
     adapted = load_adapted(loaded.model, config.adaptation) if config.adaptation else None
-    if config.fallback < 0:
-        raise UserError(f"fallback must not be negative, but is {config.fallback}")
     loader = BatchLoader(
         DataConfig(
             [config.manifest],

@@ -1,6 +1,6 @@
 """Mixtures of LoRA experts for any frozen torch model."""
 
-from moe_asr.experts.adapter_files import load_adapter, read_adapter_info, save_adapter
+from moe_asr.experts.adapter_files import load_adapter, read_adapter_info, read_adapter_tensors, save_adapter
 from moe_asr.experts.attach import Adapter, attach, matching_layers
 from moe_asr.experts.context import Routing
 from moe_asr.experts.identity import adapter_identity, base_identity
@@ -25,5 +25,6 @@ __all__ = [
     "load_adapter",
     "matching_layers",
     "read_adapter_info",
+    "read_adapter_tensors",
     "save_adapter",
 ]

@@ -9,7 +9,7 @@ from typing import Any, Mapping, Optional, Union
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from moe_asr import __version__
 from moe_asr.config import from_plain, to_plain
@@ -63,6 +63,20 @@ def read_adapter_info(folder: Union[str, Path]) -> dict[str, Any]:
     return info
 
 
+def read_adapter_tensors(folder: Union[str, Path]) -> dict[str, Tensor]:
+    """The contents of `adapter.safetensors`.
+
+    Raises:
+        UserError: it is missing or damaged
+    """
+    try:
+        return load_file(Path(folder) / "adapter.safetensors")
+    except FileNotFoundError:
+        raise UserError(f"no adapter in {folder}: adapter.safetensors is missing") from None
+    except SafetensorError as error:
+        raise UserError(f"{folder}/adapter.safetensors is damaged: {error}") from None
+
+
 def load_adapter(model: nn.Module, folder: Union[str, Path]) -> Adapter:
     """Attaches the experts of `folder` to their base model; exact or not at all.
 
@@ -76,12 +90,7 @@ def load_adapter(model: nn.Module, folder: Union[str, Path]) -> Adapter:
             f"adapter {folder} belongs to another base model (it was trained on {info['base'][:12]}, this one is "
             f"{identity[:12]}): load the base that it was trained on"
         )
-    try:
-        state = load_file(Path(folder) / "adapter.safetensors")
-    except FileNotFoundError:
-        raise UserError(f"no adapter in {folder}: adapter.safetensors is missing") from None
-    except SafetensorError as error:
-        raise UserError(f"{folder}/adapter.safetensors is damaged: {error}") from None
+    state = read_adapter_tensors(folder)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     adapter = attach(model, [from_plain(ExpertSpec, spec) for spec in info["specs"]])
     try:

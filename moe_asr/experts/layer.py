@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from moe_asr.errors import UserError
 from moe_asr.experts.context import Routing, RoutingContext, Shared
-from moe_asr.experts.mixture import factor_mixture, frozen_weight, merged_weight, product_mixture
+from moe_asr.experts.mixture import base_product, factor_mixture, frozen_weight, merged_weight, product_mixture
 from moe_asr.experts.routers import Router, RouterSpec
 
 
@@ -164,7 +164,7 @@ class ExpertLinear(nn.Module):
         if not gates.requires_grad and gates.device.type == "cpu" and self.spec.mixing == "product":
             gates, A, B = _drop_idle(gates, A, B)
             if A.shape[0] == 0:
-                return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+                return base_product(self.base, x)
         if self._merging_pays(x_NTI, gates, A):
             y_NTO = self._merged_forward(x_NTI, gates, A, B)
         else:

@@ -58,13 +58,18 @@ def frozen_weight(base: nn.Module) -> Tensor:
     return base.weight if isinstance(base, nn.Linear) else base.dequantise()
 
 
+def base_product(base: nn.Module, x: Tensor) -> Tensor:
+    """`W x + b`, computed in the type of x."""
+    return F.linear(x, frozen_weight(base).to(x.dtype), None if base.bias is None else base.bias.to(x.dtype))
+
+
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, base, x_NTI, dropped_NTI, A_KI, B_KO, gates, scale):
         u_NTI = x_NTI if dropped_NTI is None else dropped_NTI
         z_NTK = F.linear(u_NTI, A_KI)
         zg_MK = _gated(z_NTK, gates * scale).flatten(0, 1)
-        y_NTO = F.linear(x_NTI, frozen_weight(base).to(x_NTI.dtype), _bias(base, x_NTI))
+        y_NTO = base_product(base, x_NTI)
         y_NTO.flatten(0, 1).addmm_(zg_MK, B_KO)
         ctx.base, ctx.scale, ctx.dropped = base, scale, dropped_NTI is not None
         ctx.save_for_backward(u_NTI, A_KI, B_KO, gates, z_NTK)
@@ -106,7 +111,7 @@ class _Factor(torch.autograd.Function):
     def forward(ctx, base, x_NTI, dropped_NTI, A_NRI, B_NRO, scale):
         u_NTI = x_NTI if dropped_NTI is None else dropped_NTI
         z_NTR = torch.bmm(u_NTI, A_NRI.transpose(1, 2))
-        y_NTO = F.linear(x_NTI, frozen_weight(base).to(x_NTI.dtype), _bias(base, x_NTI))
+        y_NTO = base_product(base, x_NTI)
         y_NTO.baddbmm_(z_NTR, B_NRO, alpha=scale)
         ctx.base, ctx.scale, ctx.dropped = base, scale, dropped_NTI is not None
         ctx.save_for_backward(u_NTI, A_NRI, B_NRO, z_NTR)
@@ -142,7 +147,3 @@ def _gated(z_NTK: Tensor, gates: Tensor, out: Optional[Tensor] = None) -> Tensor
         out_NTER = torch.empty_like(z_NTER) if out is None else out.view_as(z_NTER)
         return torch.mul(z_NTER, gates[..., None], out=out_NTER).flatten(-2)
     return torch.mul(z_NTK, gates.repeat_interleave(R, -1), out=out)
-
-
-def _bias(base: nn.Module, like: Tensor) -> Optional[Tensor]:
-    return None if base.bias is None else base.bias.to(like.dtype)

@@ -12,14 +12,22 @@ from pathlib import Path
 from typing import Iterator, Literal, Optional
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from moe_asr.config import load_config, save_config
 from moe_asr.data.batches import Batch
 from moe_asr.data.features import log_mel
 from moe_asr.errors import UserError
-from moe_asr.experts import Adapter, ExpertSpec, Routing, RoutingStatistics, attach, load_adapter, save_adapter
+from moe_asr.experts import (
+    Adapter,
+    ExpertSpec,
+    Routing,
+    RoutingStatistics,
+    attach,
+    load_adapter,
+    read_adapter_tensors,
+    save_adapter,
+)
 from moe_asr.files import atomic_folder
 from moe_asr.methods.hdmole import entropy_fallback
 from moe_asr.models.domain_classifier import DomainClassifier
@@ -221,10 +229,10 @@ def load_adapted(recogniser: Recogniser, folder: str | Path) -> AdaptedRecognise
 
 def _read_lora(folder: str) -> dict[str, tuple[Tensor, Tensor]]:
     """The one expert of an adaptation folder, layer by layer."""
-    path = Path(folder) / "adapter" / "adapter.safetensors"
-    if not path.is_file():
+    adapter = Path(folder) / "adapter"
+    if not adapter.is_dir():
         raise UserError(f"initial_experts: no adaptation in {folder}")
-    state = load_file(path)
+    state = read_adapter_tensors(adapter)
     layers = [name.removesuffix(".A") for name in state if name.endswith(".A")]
     if any(len(state[f"{name}.A"]) != 1 for name in layers):
         raise UserError(f"initial_experts: {folder} has several experts; give one LoRA for each expert")

@@ -24,7 +24,7 @@ from moe_asr.data.manifests import domain_names, read_manifests
 from moe_asr.data.tokens import Tokens
 from moe_asr.device import pick_device
 from moe_asr.errors import SettingsChanged, UserError
-from moe_asr.experts import base_identity
+from moe_asr.experts import adapter_identity, base_identity
 from moe_asr.files import lock_folder
 from moe_asr.methods.adaptation import AdaptationConfig, AdaptedRecogniser, adapt
 from moe_asr.methods.pictures import RoutingMonitor
@@ -195,11 +195,13 @@ def _identity(config: RunConfig, model: nn.Module, tokens: Optional[Tokens]) -> 
     """All but the training settings that makes a run what it is, contents of files included."""
     manifests = [*config.data.manifests, *config.valid.manifests]
     without = replace(config, data=replace(config.data, num_workers=0), valid=replace(config.valid, num_workers=0))
+    initial = config.adaptation is not None and config.adaptation.initial_experts
     left_out = ("train", "exp_dir", "device", "on_change", "gradient_checkpointing")
     return {
         **{key: value for key, value in to_plain(without).items() if key not in left_out},
         "contents": {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in manifests},
         "initial_weights": base_identity(model) if config.init or config.init_encoder else None,
+        "initial_experts": adapter_identity(model.adapter) if initial else None,
         "token_set": tokens.digest if tokens else None,
     }
 

@@ -173,6 +173,11 @@ def test_experts_start_from_single_loras(classifier, tmp_path):
         adapt(recogniser(), adaptation(classifier, initial_experts=folders[:2]))
     with pytest.raises(UserError, match="no adaptation in"):
         adapt(recogniser(), adaptation(classifier, initial_experts=(*folders[:2], str(tmp_path))))
+    damaged = tmp_path / "damaged" / "adapter"
+    damaged.mkdir(parents=True)
+    (damaged / "adapter.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(UserError, match="damaged"):
+        adapt(recogniser(), adaptation(classifier, initial_experts=(*folders[:2], str(damaged.parent))))
     model = recogniser()
     experts = dataclasses.replace(adaptation(None).experts, rank=4)
     config = dataclasses.replace(adaptation(classifier, initial_experts=folders), experts=experts)
