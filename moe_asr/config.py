@@ -97,6 +97,13 @@ def run_command(config_type: type[C], run: Callable[[C], None], argv: Optional[S
         sys.exit(130)
 
 
+def one_line(error: Exception) -> str:
+    """What an error of the user's or of the system says, on one line."""
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.strerror}: {error.filename}"
+    return " ".join(str(error).split())
+
+
 def _read_yaml(path: str) -> dict:
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -177,9 +184,5 @@ def _fail(error: Exception, code: int) -> None:
         import traceback
 
         traceback.print_exc()
-    if isinstance(error, OSError) and error.filename:
-        text = f"{error.strerror}: {error.filename}"
-    else:
-        text = " ".join(str(error).split())
-    print(f"error: {text}", file=sys.stderr)
+    print(f"error: {one_line(error)}", file=sys.stderr)
     sys.exit(code)

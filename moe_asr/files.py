@@ -91,6 +91,11 @@ def remove_leftovers(folder: str | Path) -> list[str]:
     return sorted(p.name for p in leftovers)
 
 
+def folder_bytes(folder: str | Path) -> int:
+    """Size of all files in a folder."""
+    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+
+
 def _neighbour(path: Path) -> Path:
     return path.with_name(f".{path.name}{_LEFTOVER}{secrets.token_hex(4)}")
 

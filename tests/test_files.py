@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from moe_asr import files
-from moe_asr.files import atomic_folder, atomic_write, remove_leftovers
+from moe_asr.files import atomic_folder, atomic_write, folder_bytes, remove_leftovers
 
 
 def names(folder: Path) -> list[str]:
@@ -196,3 +196,10 @@ def test_remove_leftovers_touches_nothing_else(tmp_path):
     (tmp_path / ".b.tmp-0123abcd").mkdir()
     assert remove_leftovers(tmp_path) == [".a.tmp-0123abcd", ".b.tmp-0123abcd"]
     assert names(tmp_path) == [".keep", "a.tmp-b"]
+
+
+def test_size_of_a_folder(tmp_path):
+    for name, size in (("a", 3), ("b/c", 4), ("b/d/e", 0)):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x" * size)
+    assert folder_bytes(tmp_path) == 7

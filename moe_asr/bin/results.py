@@ -22,6 +22,7 @@ class ResultsConfig:
         output: name of the file
         title: heading of a new file; "Results of <last two folders>" if not given
         general: accent that counts as the general domain and is not pooled with the others
+        by: what divides the test set: accent gives a column for each; speaker gives one for all, and a table by speaker
         metric: wer counts words; cer characters; mer Chinese, Japanese and Korean characters and other scripts' words
         normaliser: name of the text normaliser that both sides go through, default that of the first system's model
         bootstrap: replications for confidence intervals and p-values
@@ -34,6 +35,7 @@ class ResultsConfig:
     output: str = "RESULTS.md"
     title: str | None = None
     general: str | None = None
+    by: Literal["accent", "speaker"] = "accent"
     metric: Literal["wer", "cer", "mer"] = "wer"
     normaliser: str | None = None
     bootstrap: int = 1000
@@ -53,7 +55,7 @@ def write_results(config: ResultsConfig) -> None:
     first = config.systems[0].partition("=")[2].split(",")[0].strip() if config.systems else ""
     normaliser = config.normaliser or model_normaliser(first)
     rows = [read_row(system, config.metric, normaliser) for system in config.systems]
-    results = make_results(rows, config.general, bootstrap)
+    results = make_results(rows, config.general, bootstrap, config.by)
     recipe = Path(config.recipe_dir)
     title = config.title or f"Results of {'/'.join(recipe.resolve().parts[-2:])}"
     generated = render(results, recipe, config.metric, normaliser, bootstrap)

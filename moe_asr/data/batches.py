@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from moe_asr.data.audio import load_audio
 from moe_asr.data.manifests import Utterance, read_manifests
 from moe_asr.data.plan import BatchPlan
+from moe_asr.data.splits import group_by_speaker
 from moe_asr.data.tokens import Tokens
 from moe_asr.errors import UserError
 
@@ -31,7 +32,9 @@ class DataConfig:
 
     Args:
         manifests: Files made by `bin/prepare`; their utterances are taken together.
+        speaker: Only this speaker's utterances; empty takes all.
         max_duration: Limit of a batch in seconds of audio, padding included.
+        max_utterances: Limit of a batch in utterances; 0 for none.
         num_buckets: Utterances of like duration meet in a batch; more buckets mean less padding and less variety.
         shuffle: Random order, new in each epoch; otherwise by falling duration.
         seed: Of the order and the speeds.
@@ -44,7 +47,9 @@ class DataConfig:
     """
 
     manifests: list[str] = field(default_factory=list)
+    speaker: str = ""
     max_duration: float = 60.0
+    max_utterances: int = 0
     num_buckets: int = 50
     shuffle: bool = True
     seed: int = 0
@@ -139,7 +144,7 @@ class BatchLoader:
         sample_rate: In Hz; that of the features.
 
     Raises:
-        UserError: a manifest is missing or empty, ids occur twice, or a domain is unknown.
+        UserError: a manifest is missing or empty, ids occur twice, or a domain or the speaker is unknown.
     """
 
     def __init__(
@@ -153,7 +158,7 @@ class BatchLoader:
     ):
         self.config, self.tokens, self.domains = config, tokens, list(domains)
         self.sample_rate = sample_rate
-        self.utterances = _limited(read_manifests(config.manifests), config)
+        self.utterances = _chosen(config)
         _check_domains(self.utterances, config, self.domains)
         self.plan = BatchPlan(
             [u.seconds for u in self.utterances],
@@ -162,6 +167,7 @@ class BatchLoader:
             config.seed,
             config.shuffle,
             config.speed_factors,
+            config.max_utterances,
         )
         self.seek(epoch, start_batch)
 
@@ -188,9 +194,12 @@ class BatchLoader:
             yield batch
 
 
-def _limited(utterances: Sequence[Utterance], config: DataConfig) -> list[Utterance]:
+def _chosen(config: DataConfig) -> list[Utterance]:
+    utterances = read_manifests(config.manifests)
+    if config.speaker:
+        [utterances] = group_by_speaker(utterances, [config.speaker], ", ".join(config.manifests))
     if not config.max_per_domain:
-        return list(utterances)
+        return utterances
     order = list(utterances)
     random.Random(config.seed).shuffle(order)
     count: Counter[str] = Counter()

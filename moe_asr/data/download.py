@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import shutil
 import tarfile
 import urllib.error
 import urllib.request
@@ -70,6 +71,35 @@ def extract(archive: str | Path, folder: str | Path) -> None:
         raise UserError(f"{archive} is not safe to unpack: {error}") from None
     except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
         raise UserError(f"cannot unpack {archive}: {error}; remove it to download it again") from None
+
+
+def fetch(url: str, folder: str | Path, sha256: str | None, holds: str) -> None:
+    """Downloads an archive into a folder and unpacks it there, among what is there from other archives.
+
+    Args:
+        holds: A folder that the archive holds, as `LibriSpeech/dev-clean`. Where it is, nothing is done; it comes last
+            and in one step, so that what is there is whole.
+
+    Raises:
+        UserError: as for `download` and `extract`, or the archive does not hold that folder.
+    """
+    folder = Path(folder)
+    if (folder / holds).is_dir():
+        return
+    archive = folder / PurePosixPath(url).name
+    unpacked = folder / f".{archive.name}.unpacked"
+    download(url, archive, sha256)
+    extract(archive, unpacked)
+    if not (unpacked / holds).is_dir():
+        raise UserError(f"{archive} holds no folder {holds}: is it another archive? remove it to download it again")
+    for path in sorted(unpacked.rglob("*")):  # what lies beside that folder, such as lists of speakers
+        name = path.relative_to(unpacked)
+        if path.is_file() and not name.is_relative_to(holds):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            path.replace(folder / name)
+    (folder / holds).parent.mkdir(parents=True, exist_ok=True)
+    (unpacked / holds).replace(folder / holds)
+    shutil.rmtree(unpacked)
 
 
 def file_sha256(path: str | Path) -> str:

@@ -9,7 +9,6 @@ Shape suffixes: N utterances, S samples, T frames, W samples in a frame, K spect
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +16,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moe_asr.data.mel_filters import mel_filters
+from moe_asr.data.whisper_features import SAMPLE_RATE, SHIFT, WINDOW, whisper_frames, whisper_log_mel
 from moe_asr.errors import UserError
+
+_WHISPER = {
+    "sample_rate": SAMPLE_RATE,
+    "frame_length_ms": 1000.0 * WINDOW / SAMPLE_RATE,
+    "frame_shift_ms": 1000.0 * SHIFT / SAMPLE_RATE,
+    "low_freq": 0.0,
+    "high_freq": 0.0,
+    "normalise": "none",
+}
 
 
 @dataclass(frozen=True)
@@ -26,7 +36,8 @@ class FeatureConfig:
 
     Args:
         kind: `log_mel`: Hann window, slaney mel filters of equal area; `fbank`: Kaldi's, which removes the mean of each
-            frame, pre-emphasises by 0.97, and uses the povey window and HTK's mel scale.
+            frame, pre-emphasises by 0.97, and uses the povey window and HTK's mel scale; `whisper`: what Whisper was
+            trained on (see `whisper_features`), which leaves only the number of mel bins and the silence to choose.
         sample_rate: In Hz; audio of another rate is resampled when it is loaded.
         num_mels: Number of mel bins.
         frame_length_ms: Window length in milliseconds.
@@ -35,9 +46,11 @@ class FeatureConfig:
         high_freq: Upper edge of the last filter in Hz; zero or less counts from half the sample rate.
         normalise: Per utterance and mel bin, over its frames: subtract the `mean`, also divide by the standard
             deviation (`mean_var`), or `none`.
+        tail_padding_seconds: Silence put behind every utterance (`whisper` only).
+        pad_seconds: Silence put behind shorter utterances up to this length; longer ones are refused (`whisper` only).
     """
 
-    kind: Literal["log_mel", "fbank"] = "log_mel"
+    kind: Literal["log_mel", "fbank", "whisper"] = "log_mel"
     sample_rate: int = 16000
     num_mels: int = 80
     frame_length_ms: float = 25.0
@@ -45,6 +58,8 @@ class FeatureConfig:
     low_freq: float = 20.0
     high_freq: float = 0.0
     normalise: Literal["mean", "mean_var", "none"] = "mean"
+    tail_padding_seconds: float = 0.0
+    pad_seconds: float = 0.0
 
     def __post_init__(self):
         if not 0 < self.shift <= self.window:
@@ -53,6 +68,19 @@ class FeatureConfig:
             raise UserError(
                 f"mel filters from {self.low_freq} to {self.top_freq} Hz do not fit 0 to {self.sample_rate / 2} Hz"
             )
+        if self.tail_padding_seconds < 0 or self.pad_seconds < 0 or (self.tail_padding_seconds and self.pad_seconds):
+            raise UserError("set one of tail_padding_seconds and pad_seconds above zero, or none")
+        if self.kind != "whisper" and (self.tail_padding_seconds or self.pad_seconds):
+            raise UserError(f"tail_padding_seconds and pad_seconds are for features of kind whisper, not {self.kind}")
+        for name, value in _WHISPER.items() if self.kind == "whisper" else ():
+            if getattr(self, name) != value:
+                raise UserError(f"features of kind whisper have {name} {value}, not {getattr(self, name)}")
+
+    @classmethod
+    def whisper(cls, num_mels: int = 80, tail_padding_seconds: float = 0.0, pad_seconds: float = 0.0) -> FeatureConfig:
+        """The features that Whisper was trained on."""
+        silence = {"tail_padding_seconds": tail_padding_seconds, "pad_seconds": pad_seconds}
+        return cls("whisper", num_mels=num_mels, **silence, **_WHISPER)
 
     @property
     def window(self) -> int:
@@ -68,6 +96,16 @@ class FeatureConfig:
     def fft_size(self) -> int:
         """The power of two that holds a frame."""
         return 1 << (self.window - 1).bit_length()
+
+    @property
+    def tail_samples(self) -> int:
+        """Samples of silence behind every utterance."""
+        return round(self.sample_rate * self.tail_padding_seconds)
+
+    @property
+    def pad_samples(self) -> int:
+        """Samples that every utterance is padded to; 0 for none."""
+        return round(self.sample_rate * self.pad_seconds)
 
     @property
     def top_freq(self) -> float:
@@ -95,13 +133,15 @@ class SpecAugmentConfig:
 
 
 def num_frames(num_samples_N: Tensor, config: FeatureConfig) -> Tensor:
-    """Frames that fit wholly into so many samples: 1 + floor((S - window) / shift), or 0."""
+    """Frames that fit wholly into so many samples, 1 + floor((S - window) / shift) or 0; or `whisper_frames`."""
+    if config.kind == "whisper":
+        return whisper_frames(num_samples_N, config.tail_samples, config.pad_samples)
     return ((num_samples_N - config.window).div(config.shift, rounding_mode="floor") + 1).clamp(min=0)
 
 
 @torch.no_grad()
 def log_mel(audio_NS: Tensor, lengths_N: Tensor, config: FeatureConfig) -> tuple[Tensor, Tensor]:
-    """Log-mel energies: ln max(floor, sum_k filter[k, f] |DFT(window * frame)[k]|^2), normalised.
+    """Log-mel energies: ln max(floor, sum_k filter[k, f] |DFT(window * frame)[k]|^2), normalised; or Whisper's.
 
     Args:
         audio_NS: Samples in [-1, 1], padded at the end with anything.
@@ -109,11 +149,16 @@ def log_mel(audio_NS: Tensor, lengths_N: Tensor, config: FeatureConfig) -> tuple
 
     Returns:
         features_NTF in float32, zero beyond each utterance, and the number of frames of each utterance.
+
+    Raises:
+        UserError: an utterance is longer than `pad_seconds`.
     """
+    if config.kind == "whisper":
+        return whisper_log_mel(audio_NS, lengths_N, config.num_mels, config.tail_samples, config.pad_samples)
     audio_NS, frames_N = audio_NS.float(), num_frames(lengths_N, config)
     if audio_NS.shape[1] < config.window:
         audio_NS = F.pad(audio_NS, (0, config.window - audio_NS.shape[1]))
-    filters_2KF = _filters(config, audio_NS.device)
+    filters_2KF = _doubled_filters(config, audio_NS.device)
     # bf16 products would cost two digits of the spectrum
     with torch.autocast(audio_NS.device.type, enabled=False):
         spectrum_NTK = torch.fft.rfft(_windowed(audio_NS, config))
@@ -193,37 +238,10 @@ def _window(config: FeatureConfig, device: torch.device) -> Tensor:
 
 
 @functools.lru_cache(maxsize=8)
-def _filters(config: FeatureConfig, device: torch.device) -> Tensor:
-    """Triangular mel filters, each row twice (for the real and the imaginary part): shape [2K, F]."""
-    scale = _slaney_scale if config.kind == "log_mel" else _htk_scale
-    bins = torch.arange(config.fft_size // 2 + 1, dtype=torch.float64) * config.sample_rate / config.fft_size
-    low, high = scale(torch.tensor([config.low_freq, config.top_freq], dtype=torch.float64)).tolist()
-    edges = torch.linspace(low, high, config.num_mels + 2, dtype=torch.float64)
-    if config.kind == "log_mel":  # triangles in Hz, of equal area
-        edges = _slaney_inverse(edges)
-        place_K1 = bins[:, None]
-        area_F = 2.0 / (edges[2:] - edges[:-2])
-    else:  # triangles in mel, of equal height
-        place_K1 = scale(bins)[:, None]
-        area_F = torch.ones(config.num_mels, dtype=torch.float64)
-    rising_KF = (place_K1 - edges[:-2]) / (edges[1:-1] - edges[:-2])
-    falling_KF = (edges[2:] - place_K1) / (edges[2:] - edges[1:-1])
-    filters_KF = torch.minimum(rising_KF, falling_KF).clamp(min=0) * area_F
-    if not bool((filters_KF.sum(0) > 0).all()):
-        raise UserError(f"{config.num_mels} mel filters are too narrow for an FFT of {config.fft_size}: use fewer")
-    return filters_KF.repeat_interleave(2, dim=0).float().to(device)
-
-
-def _htk_scale(hertz: Tensor) -> Tensor:
-    return 1127.0 * torch.log1p(hertz / 700.0)
-
-
-_LOG_STEP = math.log(6.4) / 27.0  # slaney: linear to 1 kHz (15 mel), 27 steps from there to 6.4 kHz
-
-
-def _slaney_scale(hertz: Tensor) -> Tensor:
-    return torch.where(hertz < 1000.0, hertz * 0.015, 15.0 + torch.log(hertz.clamp(min=1.0) / 1000.0) / _LOG_STEP)
-
-
-def _slaney_inverse(mel: Tensor) -> Tensor:
-    return torch.where(mel < 15.0, mel / 0.015, 1000.0 * torch.exp(_LOG_STEP * (mel - 15.0)))
+def _doubled_filters(config: FeatureConfig, device: torch.device) -> Tensor:
+    """Mel filters, each row twice (for the real and the imaginary part): shape [2K, F]."""
+    scale = "slaney" if config.kind == "log_mel" else "htk"
+    filters_KF = mel_filters(
+        scale, config.num_mels, config.low_freq, config.top_freq, config.fft_size, config.sample_rate, device
+    )
+    return filters_KF.repeat_interleave(2, dim=0)

@@ -18,7 +18,8 @@ class BatchPlan:
     """Bucketing by duration: batches of like durations, of about equal padded duration, in random order.
 
     For epoch k: utterances are sorted by duration and parted into buckets of equal total duration; each bucket is
-    shuffled; batches are cut so that (longest duration) * (number) <= `max_duration`; and batches are shuffled.
+    shuffled; batches are cut so that (longest duration) * (number) <= `max_duration` and number <= `max_utterances`;
+    and batches are shuffled.
 
     Args:
         durations: Of the utterances, in seconds.
@@ -27,6 +28,7 @@ class BatchPlan:
         seed: Of all randomness here.
         shuffle: If False, buckets and seed do not matter: utterances go by falling duration, the same in each epoch.
         speed_factors: Each utterance is played at one of these speeds, drawn anew in each epoch.
+        max_utterances: Limit of a batch in utterances; 0 for none.
 
     Raises:
         UserError: no utterances, or one that does not fit into a batch at its slowest.
@@ -40,14 +42,18 @@ class BatchPlan:
         seed: int = 0,
         shuffle: bool = True,
         speed_factors: Sequence[float] = (1.0,),
+        max_utterances: int = 0,
     ):
         self._durations = np.asarray(durations, dtype=np.float64)
         self._max_duration, self._num_buckets, self._seed, self._shuffle = max_duration, num_buckets, seed, shuffle
         self._factors = np.asarray(speed_factors, dtype=np.float64)
+        self._max_utterances = max_utterances or len(self._durations)
         if not len(self._durations):
             raise UserError("no utterances to make batches of")
         if num_buckets < 1 or not len(self._factors) or self._factors.min() <= 0:
             raise UserError("num_buckets must be at least 1, and speed_factors positive and not empty")
+        if max_utterances < 0:
+            raise UserError(f"max_utterances is {max_utterances}; it must be at least 1, or 0 for no limit")
         slowest = self._durations / self._factors.min()
         too_long = int((slowest > max_duration).sum())
         if too_long:
@@ -81,7 +87,8 @@ class BatchPlan:
         for index, duration in zip(order.tolist(), durations[order].tolist()):
             longest = max(longest, duration)
             # a hair of room, for 10 * 0.1 is not 1 in binary
-            if batch and longest * (len(batch) + 1) > self._max_duration * (1 + 1e-9):
+            too_long = longest * (len(batch) + 1) > self._max_duration * (1 + 1e-9)
+            if batch and (too_long or len(batch) == self._max_utterances):
                 batches.append(batch)
                 batch, longest = [], duration
             batch.append(index)

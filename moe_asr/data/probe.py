@@ -57,7 +57,7 @@ def probe(path: str) -> AudioFacts:
 
 
 def _missing_bytes(path: str) -> str:
-    """What a WAV or Ogg file lacks at its end; libsndfile reads such files as if they were whole.
+    """What a WAV, SPHERE or Ogg file lacks at its end; libsndfile reads such files as if they were whole.
 
     Other formats tell by themselves, or not at all (MP3).
     """
@@ -66,6 +66,8 @@ def _missing_bytes(path: str) -> str:
             magic = file.read(4)
             if magic == b"RIFF":
                 return _missing_of_wav(file)
+            if magic == b"NIST":
+                return _missing_of_sphere(file)
             if magic == b"OggS":
                 return _missing_of_ogg(file)
     except (FileNotFoundError, struct.error):  # told better by libsndfile
@@ -84,6 +86,21 @@ def _missing_of_wav(file) -> str:
             return f"{held} of {length} bytes of samples" if held < length and length not in _UNKNOWN_SIZE else ""
         place += 8 + length + length % 2
     return "" if size < 12 else "no samples after the header"
+
+
+def _missing_of_sphere(file) -> str:
+    """The header is text: its own length in the second line, then lines `name -type value` (NIST SPHERE)."""
+    size = file.seek(0, 2)
+    file.seek(0)
+    lines = file.read(1024).decode("ascii", errors="replace").split("\n")
+    facts = {words[0]: words[2] for line in lines[2:] if len(words := line.split()) == 3}
+    names = ("sample_count", "sample_n_bytes", "channel_count")
+    numbers = [lines[1].strip() if len(lines) > 1 else "", *(facts.get(name, "1") for name in names)]
+    if facts.get("sample_coding", "pcm") != "pcm" or not all(number.isdecimal() for number in numbers):
+        return ""  # compressed, or no such header: told by libsndfile
+    header, samples, sample_bytes, channels = map(int, numbers)
+    held, length = max(0, size - header), samples * sample_bytes * channels
+    return f"{held} of {length} bytes of samples" if held < length else ""
 
 
 def _missing_of_ogg(file) -> str:

@@ -1,4 +1,4 @@
-"""Token sets, all through sentencepiece: characters, BPE or unigram pieces."""
+"""Token sets, through sentencepiece: characters, BPE or unigram pieces; and which kind lies in a folder."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import hashlib
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Union
 
 import sentencepiece
 
+from moe_asr.data.whisper_tokens import TOKENIZER, WhisperTokens
 from moe_asr.errors import UserError
 from moe_asr.files import atomic_write
 
@@ -141,3 +142,15 @@ class Tokens:
     def blank(self) -> int:
         """Id of the CTC blank."""
         return BLANK
+
+
+TokenSet = Union[Tokens, WhisperTokens]
+
+
+def load_tokens(folder: str | Path) -> TokenSet:
+    """The token set in a folder, of whichever kind.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    return WhisperTokens(folder) if (Path(folder) / TOKENIZER).is_file() else Tokens(folder)

@@ -5,53 +5,12 @@ Shape letters: N utterances, T frames, V vocabulary with blank, K beams, C candi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from moe_asr.decoding.prefix_tree import PrefixTree
-from moe_asr.errors import UserError
-
-
-@dataclass(frozen=True)
-class SearchConfig:
-    """How hypotheses are found.
-
-    Args:
-        kind: `greedy` takes the best alignment, `prefix_beam` sums over the alignments of a text.
-        beam: prefixes kept in each frame of a beam search.
-        candidates: most probable tokens by which a prefix is extended in each frame; 0 takes all.
-        length_bonus: added to the log-probability of a hypothesis for each of its tokens.
-    """
-
-    kind: Literal["greedy", "prefix_beam"] = "greedy"
-    beam: int = 8
-    candidates: int = 20
-    length_bonus: float = 0.0
-
-    def __post_init__(self):
-        if self.beam < 1:
-            raise UserError(f"search: beam must be at least 1, not {self.beam}")
-        if self.candidates < 0:
-            raise UserError(f"search: candidates must not be negative, but is {self.candidates}")
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A hypothesis and its score, log P(tokens | x) + length_bonus * number of tokens."""
-
-    tokens: tuple[int, ...]
-    score: float
-
-
-def search(log_probs_NTV: Tensor, lengths_N: Tensor, config: SearchConfig, blank: int = 0) -> list[list[int]]:
-    """The best token sequence of each utterance."""
-    if config.kind == "greedy":
-        return greedy(log_probs_NTV, lengths_N, blank)
-    return [list(beams[0].tokens) for beams in prefix_beam(log_probs_NTV, lengths_N, config, blank)]
+from moe_asr.decoding.search_config import Scored, SearchConfig
 
 
 def greedy(log_probs_NTV: Tensor, lengths_N: Tensor, blank: int = 0) -> list[list[int]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Optional
@@ -18,16 +19,21 @@ from moe_asr.config import to_plain
 from moe_asr.data.batches import Batch, BatchLoader, DataConfig
 from moe_asr.data.features import log_mel
 from moe_asr.data.manifests import Utterance
-from moe_asr.decoding.ctc import SearchConfig, search
+from moe_asr.decoding.adaptations import AdaptationFolders, find_adaptations
+from moe_asr.decoding.precision import Precision, computing_in, lower_weights
 from moe_asr.decoding.routing_log import ROUTING, RoutingLog
+from moe_asr.decoding.search import Search
+from moe_asr.decoding.search_config import Scored, SearchConfig
 from moe_asr.decoding.stream import HypothesisStream
 from moe_asr.device import pick_device
 from moe_asr.errors import SettingsChanged, UserError
 from moe_asr.experts import adapter_identity, base_identity
-from moe_asr.methods.adaptation import AdaptedRecogniser, load_adapted
+from moe_asr.files import folder_bytes
+from moe_asr.methods.adaptation import AdaptedRecogniser
 from moe_asr.models.folder import LoadedModel, load_model
 from moe_asr.models.interface import Recogniser
 from moe_asr.provenance import record
+from moe_asr.quant import Nf4Layer
 
 
 @dataclass(frozen=True)
@@ -38,10 +44,12 @@ class DecodeConfig:
         model: model folder
         manifest: utterances to decode
         out_dir: decode folder to write
-        adaptation: folder of experts trained on this model
+        adaptation: folder of experts trained on this model; in `exp/{speaker}/final` the name of each utterance's
+            {speaker}, {accent} or {language} is put in
         search: how hypotheses are found
         global_route: where the domain comes from, if not as in training: posterior, label or uniform
         fallback: above 0, experts fade towards the base model where the domain is uncertain
+        precision: fp32, or bf16 for the products inside the model
         max_duration: of a batch, in seconds, padding included
         num_workers: processes that load audio
         on_change: what to do with a decode in out_dir of another model or other settings: error, or restart, which
@@ -56,6 +64,7 @@ class DecodeConfig:
     search: SearchConfig = field(default_factory=SearchConfig)
     global_route: Optional[Literal["posterior", "label", "uniform"]] = None
     fallback: float = 0.0
+    precision: Precision = "fp32"
     max_duration: float = 120.0
     num_workers: int = 0
     on_change: Literal["error", "restart"] = "error"
@@ -66,7 +75,7 @@ def decode(config: DecodeConfig) -> None:
     """Runs the whole of it.
 
     Raises:
-        UserError: see `load_model`, `load_adapted`, `BatchLoader` and `HypothesisStream`
+        UserError: see `load_model`, `find_adaptations`, `Search`, `BatchLoader` and `HypothesisStream`
     """
     if config.fallback < 0:
         raise UserError(f"fallback must not be negative, but is {config.fallback}")
@@ -76,11 +85,12 @@ def decode(config: DecodeConfig) -> None:
     loaded = load_model(config.model)
     if not isinstance(loaded.model, Recogniser):
         raise UserError(f"{config.model} is no recogniser; give the model folder of one")
-    adapted = load_adapted(loaded.model, config.adaptation) if config.adaptation else None
+    folders = find_adaptations(config.adaptation, config.manifest) if config.adaptation else None
+    adapted = folders.load(loaded.model) if folders else None
     loader = BatchLoader(
         DataConfig(
             [config.manifest],
-            config.max_duration,
+            max_duration=config.max_duration,
             shuffle=False,
             unknown_domain="allow",
             domain_key=adapted.config.domain_key if adapted else "accent",
@@ -91,27 +101,37 @@ def decode(config: DecodeConfig) -> None:
         sample_rate=loaded.config.features.sample_rate,
     )
     (adapted or loaded.model).to(device).eval()
+    whole_prefix = adapted is not None and adapted.adapter.needs_whole_prefix
+    search = Search(loaded.model, config.search, loaded.tokens, cache=not whole_prefix)
+    settings = _settings(config, loaded, adapted)
+    lower_weights(loaded.model, config.precision)
     started = time.perf_counter()
-    with _open_stream(config, _settings(config, loaded, adapted), [u.id for u in loader.utterances]) as stream:
+    with _open_stream(config, settings, [u.id for u in loader.utterances]) as stream:
         if stream.complete:
             print(f"{config.out_dir}: decoded already, nothing to do")
             return
         log = RoutingLog(Path(config.out_dir), adapted)
         utterances = {u.id: u for u in loader.utterances}
-        decoded = 0.0
+        speed = _Speed()
         with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
             task = bar.add_task(f"decode {Path(config.manifest).name}", total=len(utterances))
             for batch in loader:  # cut alike in every run, so that an interrupted decode ends in the same bytes
                 if stream.missing(batch.ids):
-                    texts = _texts(config, loaded, adapted, batch.to(device))
+                    with speed.measured(utterances[name].seconds for name in batch.ids):
+                        texts = _texts(config, search, loaded, adapted, batch.to(device))
                     log.write(batch.ids[0])
-                    stream.write([_line(utterances[name], text) for name, text in zip(batch.ids, texts)])
-                    decoded += sum(utterances[name].seconds for name in batch.ids)
+                    lines = [
+                        _line(utterances[name], loaded.tokens.decode(text.tokens), text.truncated)
+                        for name, text in zip(batch.ids, texts)
+                    ]
+                    stream.write(lines)
                 bar.advance(task, len(batch))
-        elapsed = time.perf_counter() - started
-        stream.finish(_system(config, loaded, adapted, log.summary(), elapsed))
+        facts = {"seconds": time.perf_counter() - started, "seconds_per_utterance": speed.per_utterance}
+        facts["truncated"] = stream.count("truncated")
+        stream.finish({**_system(config, loaded, folders, adapted, log.summary()), **facts, **record()})
         log.remove()
-    print(f"{config.out_dir}: {len(utterances):,} utterances, {decoded / elapsed:.0f} times faster than real time")
+    cut_off = f", {facts['truncated']:,} cut off at the limit of tokens" if facts["truncated"] else ""
+    print(f"{config.out_dir}: {len(utterances):,} utterances, {speed.factor:.0f} times faster than real time{cut_off}")
 
 
 def _open_stream(config: DecodeConfig, settings: dict, ids: list[str]) -> HypothesisStream:
@@ -124,16 +144,41 @@ def _open_stream(config: DecodeConfig, settings: dict, ids: list[str]) -> Hypoth
         return HypothesisStream(config.out_dir, settings, ids, restart=True)
 
 
+class _Speed:
+    """Time from the audio of a batch to its texts; loading, and what an earlier run has decoded, do not count."""
+
+    def __init__(self) -> None:
+        self._elapsed, self._audio, self._utterances = 0.0, 0.0, 0
+
+    @contextmanager
+    def measured(self, seconds: Iterable[float]) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._elapsed += time.perf_counter() - started
+        seconds = list(seconds)
+        self._audio, self._utterances = self._audio + sum(seconds), self._utterances + len(seconds)
+
+    @property
+    def per_utterance(self) -> Optional[float]:
+        return self._elapsed / self._utterances if self._utterances else None
+
+    @property
+    def factor(self) -> float:
+        return self._audio / self._elapsed if self._utterances else 0.0
+
+
 @torch.inference_mode()
-def _texts(config: DecodeConfig, loaded: LoadedModel, adapted: Optional[AdaptedRecogniser], batch: Batch) -> list[str]:
+def _texts(
+    config: DecodeConfig, search: Search, loaded: LoadedModel, adapted: Optional[AdaptedRecogniser], batch: Batch
+) -> list[Scored]:
     features_NTF, lengths_N = log_mel(batch.audio_NS, batch.audio_lengths_N, loaded.config.features)
     route = adapted.route(batch, lengths_N, config.global_route, config.fallback) if adapted else nullcontext()
-    with route:
-        log_probs_NTV, frames_N = loaded.model.log_probs(features_NTF, lengths_N)
-    return [loaded.tokens.decode(ids) for ids in search(log_probs_NTV, frames_N, config.search, loaded.model.blank)]
+    narrow = adapted.adapter.narrow if adapted else None
+    with route, computing_in(config.precision, batch.audio_NS.device):
+        return [texts[0] for texts in search(features_NTF, lengths_N, batch, narrow)]
 
 
-def _line(utterance: Utterance, text: str) -> dict:
+def _line(utterance: Utterance, text: str, truncated: bool) -> dict:
     return {
         "id": utterance.id,
         "ref": utterance.raw_text or utterance.text,
@@ -142,6 +187,7 @@ def _line(utterance: Utterance, text: str) -> dict:
         "accent": utterance.accent,
         "language": utterance.language,
         "duration": utterance.seconds,
+        **({"truncated": True} if truncated else {}),
     }
 
 
@@ -155,6 +201,7 @@ def _settings(config: DecodeConfig, loaded: LoadedModel, adapted: Optional[Adapt
         "search": to_plain(config.search),
         "global_route": config.global_route,
         "fallback": config.fallback,
+        "precision": config.precision,
         "max_duration": config.max_duration,
     }
 
@@ -162,21 +209,26 @@ def _settings(config: DecodeConfig, loaded: LoadedModel, adapted: Optional[Adapt
 def _system(
     config: DecodeConfig,
     loaded: LoadedModel,
+    folders: Optional[AdaptationFolders],
     adapted: Optional[AdaptedRecogniser],
     routing: Optional[dict],
-    seconds: float,
 ) -> dict:
-    """Facts of the system for the tables; routers count as trained, the accent recogniser does not."""
+    """Facts of the system for the tables, with one adaptation where there are several.
+
+    Routers count as trained, the accent recogniser does not.
+    """
     experts = adapted.adapter.num_parameters() if adapted else 0
     base = sum(p.numel() for p in loaded.model.parameters()) - experts
+    base += sum(layer.weight_shape.numel() for layer in loaded.model.modules() if isinstance(layer, Nf4Layer))
+    one = experts // adapted.adapter.members if adapted else 0
     return {
         "model": config.model,
         "adapter": config.adaptation,
-        "trainable_parameters": experts if adapted else base if loaded.config.finetuned else 0,
+        "trainable_parameters": one if adapted else base if loaded.config.finetuned else 0,
         "total_parameters": base,
+        "model_bytes": folder_bytes(config.model),
+        "adaptation_bytes": folders.bytes_of_one if folders else None,
         "mean_active_experts": routing["mean_active_experts"] if routing else None,
         "routing": routing,
         "normaliser": loaded.config.normaliser,
-        "seconds": seconds,
-        **record(),
     }

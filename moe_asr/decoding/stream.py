@@ -78,6 +78,10 @@ class HypothesisStream:
         self._file.flush()
         os.fsync(self._file.fileno())
 
+    def count(self, key: str) -> int:
+        """Hypotheses, of this and of earlier runs, of which `key` is true."""
+        return sum(bool(json.loads(line).get(key)) for line in self._done.values())
+
     def finish(self, system: Mapping[str, Any]) -> None:
         """Puts the lines into the order of the manifest, then writes `system.json`, whose presence means complete."""
         missing = self.missing(list(self._order))

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from moe_asr import __version__
 from moe_asr.config import from_plain, to_plain
 from moe_asr.errors import UserError
-from moe_asr.experts.attach import Adapter, attach
+from moe_asr.experts.adapter import Adapter
+from moe_asr.experts.attach import attach
 from moe_asr.experts.identity import base_identity
 from moe_asr.experts.layer import ExpertSpec
 from moe_asr.files import atomic_folder
@@ -27,7 +28,11 @@ def save_adapter(adapter: Adapter, folder: Union[str, Path], about: Optional[Map
 
     Args:
         about: anything worth knowing (method, domain names, training data), kept as it is
+
+    Raises:
+        UserError: the adapter is a stack of several
     """
+    adapter.check_single("save")
     state = {name: tensor.contiguous() for name, tensor in adapter.state_dict().items()}
     info = {
         "format": FORMAT,
@@ -84,20 +89,30 @@ def load_adapter(model: nn.Module, folder: Union[str, Path]) -> Adapter:
         UserError: another base, a missing, unexpected or misshapen tensor, a damaged file; the model is left as it was
     """
     info = read_adapter_info(folder)
-    identity = base_identity(model)
+    check_base(info, folder, base_identity(model))
+    return attach_state(model, info, read_adapter_tensors(folder), str(folder))
+
+
+def check_base(info: dict[str, Any], folder: Union[str, Path], identity: str) -> None:
+    """Raises UserError unless the adapter belongs to the model of this identity."""
     if identity != info["base"]:
         raise UserError(
             f"adapter {folder} belongs to another base model (it was trained on {info['base'][:12]}, this one is "
             f"{identity[:12]}): load the base that it was trained on"
         )
-    state = read_adapter_tensors(folder)
+
+
+def attach_state(
+    model: nn.Module, info: dict[str, Any], state: dict[str, Tensor], source: str, members: int = 1
+) -> Adapter:
+    """Attaches experts as `info` describes them, with these tensors; exact, or the model is left as it was."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    adapter = attach(model, [from_plain(ExpertSpec, spec) for spec in info["specs"]])
+    adapter = attach(model, [from_plain(ExpertSpec, spec) for spec in info["specs"]], members)
     try:
         adapter.load_state_dict(state)
     except UserError as error:
         adapter.detach()
         for parameter in trainable:
             parameter.requires_grad_(True)
-        raise UserError(f"adapter {folder} does not fit: {error}") from None
+        raise UserError(f"adapter {source} does not fit: {error}") from None
     return adapter

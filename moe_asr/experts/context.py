@@ -21,12 +21,23 @@ from moe_asr.experts.statistics import RoutingStatistics
 Lengths = Union[Tensor, Mapping[str, Tensor]]
 
 
+Memory = tuple[Tensor, Optional[Tensor]]
+
+
 @dataclass
 class Shared:
-    """Weights that the layers of a block have in common, the shape they were computed for, and who has used them."""
+    """Weights that several layers have in common.
+
+    Args:
+        gates: (N, E) or (N, T, E)
+        shape: utterances and frames of the layer that they were computed for
+        memory: what they were computed from, where that is all they depend on; then they hold for the whole batch
+        layers: who has used them
+    """
 
     gates: Tensor
     shape: torch.Size
+    memory: Optional[Memory] = None
     layers: set[str] = field(default_factory=set)
 
 
@@ -40,8 +51,11 @@ class Routing:
         scale_N: a factor on the experts of each utterance, 0 is the base model alone
         statistics: collects the weights if given
         labels_N: domain ids for the statistics, default the most probable domain
+        members_N: which member of a stack of adapters serves each utterance
+        memory: states (N, T, I) of an encoder, and True (N, T) on real ones, for routers that look at them; set by
+            whoever runs the encoder
         balance: load-balancing terms, filled by routers while training
-        shared: weights that several layers of a block have in common, filled by the first of them
+        shared: weights that several layers have in common, filled by the first of them
     """
 
     domains_NE: Optional[Tensor] = None
@@ -49,6 +63,8 @@ class Routing:
     scale_N: Optional[Tensor] = None
     statistics: Optional[RoutingStatistics] = None
     labels_N: Optional[Tensor] = None
+    members_N: Optional[Tensor] = None
+    memory: Optional[Memory] = None
     balance: list[Tensor] = field(default_factory=list)
     shared: dict[str, Shared] = field(default_factory=dict)
     _masks: dict[tuple[str, int], Tensor] = field(default_factory=dict)
@@ -68,6 +84,30 @@ class Routing:
                 )
             self._masks[key] = torch.arange(num_frames, device=lengths_N.device) < lengths_N[:, None]
         return self._masks[key]
+
+    def rows(self, index: Tensor) -> "Routing":
+        """The routing of the utterances `index` (ids) of this batch; statistics and balance terms stay common."""
+
+        def pick(tensor: Optional[Tensor]) -> Optional[Tensor]:
+            return None if tensor is None else tensor[index.to(tensor.device)]
+
+        memory = None if self.memory is None else (pick(self.memory[0]), pick(self.memory[1]))
+        return replace(
+            self,
+            domains_NE=pick(self.domains_NE),
+            lengths={stream: pick(lengths_N) for stream, lengths_N in self.lengths.items()},
+            scale_N=pick(self.scale_N),
+            labels_N=pick(self.labels_N),
+            members_N=pick(self.members_N),
+            memory=memory,
+            shared={k: Shared(pick(s.gates), s.shape, memory) for k, s in self.of_the_batch().items()},
+            _masks={},
+        )
+
+    def of_the_batch(self) -> dict[str, Shared]:
+        """Those shared weights that no pass over a block computes anew."""
+        known = self.memory is not None
+        return {key: shared for key, shared in self.shared.items() if known and shared.memory is self.memory}
 
     def balance_loss(self) -> Tensor:
         """Sum of the load-balancing terms of all layers run so far; 0 where no router asks for one."""
@@ -105,10 +145,18 @@ class RoutingContext:
     def checkpoint_context_fn(self):
         """For `torch.utils.checkpoint`'s `context_fn`: the recomputation sees the routing of its own forward pass.
 
-        It needs its own (empty) statistics, balance terms and shared weights, since it runs each layer a second time.
+        It needs its own (empty) statistics, balance terms and shared weights, since it runs each layer a second time;
+        weights that were there before it are there again.
         """
-        again = None if self._current is None else replace(self._current, statistics=None, balance=[], shared={})
+        again = current = self._current
+        if current is not None:
+            again = replace(current, statistics=None, balance=[], shared=current.of_the_batch())
         return nullcontext(), self.use(again, self.enabled)
+
+    def narrow(self, index: Tensor) -> None:
+        """From now on the batch consists of its utterances `index` only."""
+        if self._current is not None:
+            self._current = self._current.rows(index)
 
 
 def make_routing(
@@ -118,12 +166,19 @@ def make_routing(
     scale: Optional[Tensor] = None,
     statistics: Optional[RoutingStatistics] = None,
     labels: Optional[Tensor] = None,
+    members: Optional[Tensor] = None,
+    num_members: int = 1,
 ) -> Routing:
     """Checks what the caller says about a batch; see `Adapter.route`.
 
     Raises:
-        UserError: a domain id or probability out of range, or the wrong number of experts
+        UserError: a domain id, member or probability out of range, or the wrong number of experts
     """
+    if members is not None and (int(members.min()) < 0 or int(members.max()) >= num_members):
+        raise UserError(
+            f"members range from {int(members.min())} to {int(members.max())}, but there are adapters 0 to "
+            f"{num_members - 1}"
+        )
     domains_NE = None
     if domains is not None and domains.dim() == 1 and not domains.is_floating_point():
         if int(domains.min()) < 0 or int(domains.max()) >= num_experts:
@@ -146,4 +201,4 @@ def make_routing(
         labels = domains.argmax(-1) if labels is None else labels
     if isinstance(lengths, Tensor):
         lengths = {"default": lengths}
-    return Routing(domains_NE, dict(lengths or {}), scale, statistics, labels)
+    return Routing(domains_NE, dict(lengths or {}), scale, statistics, labels, members)

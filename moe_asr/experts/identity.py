@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor, nn
 
-from moe_asr.experts.attach import Adapter
+from moe_asr.experts.adapter import Adapter
 from moe_asr.experts.layer import ExpertLinear
 
 

@@ -33,6 +33,9 @@ class ExpertSpec:
         same_start: all experts start from one A (needed where separately trained experts are mixed by factor)
         router: who computes the weights
         stream: which of the lengths given to `route` hold for these layers
+        memory_targets: those of the layers, named in the same way, that see the memory instead of the frames of their
+            block (keys and values of cross-attention); they take the block's weights, of its first frame where each
+            frame has its own
     """
 
     targets: tuple[str, ...]
@@ -44,6 +47,7 @@ class ExpertSpec:
     same_start: bool = False
     router: RouterSpec = field(default_factory=RouterSpec)
     stream: str = "default"
+    memory_targets: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.targets:
@@ -53,9 +57,9 @@ class ExpertSpec:
         if not 0 <= self.dropout < 1:
             raise UserError(f"experts: dropout must be from 0 to below 1, not {self.dropout}")
         if self.mixing == "factor" and self.router.route != "given" and self.router.granularity == "frame":
-            raise UserError(
-                "experts: factor mixing takes one weight for each utterance; set router granularity: utterance"
-            )
+            raise UserError("experts: factor mixing is for weights of an utterance; set router granularity: utterance")
+        if self.memory_targets and not (self.router.scope in ("block", "kind") or self.router.memory_alone):
+            raise UserError("experts: memory_targets take the weights of their block; set router scope: block or kind")
 
     @property
     def scale(self) -> float:
@@ -70,10 +74,12 @@ class ExpertLinear(nn.Module):
 
     Args:
         base: a frozen `nn.Linear`, or a layer with `in_features`, `out_features`, `bias` and `dequantise()`
-        name: of this layer in its model, for statistics and messages
-        block: key of the block whose layers share their weights, see `RouterSpec.scope`
         router: shared between layers where the spec says so
         context: where the routing of the current batch is found; shared by all layers of the model
+        name: of this layer in its model, for statistics and messages
+        block: key of the layers that share their weights, see `RouterSpec.scope`
+        sees_memory: whether it is one of `memory_targets`
+        members: number of adapters stacked on each other, each with E experts of its own
     """
 
     def __init__(
@@ -84,12 +90,15 @@ class ExpertLinear(nn.Module):
         context: RoutingContext,
         name: str = "",
         block: str = "",
+        sees_memory: bool = False,
+        members: int = 1,
     ) -> None:
         super().__init__()
         self.base, self.spec, self.router, self.name, self.block = base, spec, router, name, block
+        self.sees_memory, self.members = sees_memory, members
         self.context = context  # a plain object, not a module
         factory = expert_factory(base)
-        E, R = spec.num_experts, spec.rank
+        E, R = spec.num_experts * members, spec.rank
         self.A = nn.Parameter(torch.empty(E, R, base.in_features, **factory))
         self.B = nn.Parameter(torch.zeros(E, R, base.out_features, **factory))
         bound = 1 / math.sqrt(base.in_features)  # Kaiming-uniform with a = sqrt 5 and fan-in I
@@ -127,19 +136,36 @@ class ExpertLinear(nn.Module):
 
     def gates(self, x_NTI: Tensor, frames_are_time: bool = True) -> Tensor:
         """Weights of the experts for this input under the current routing: (N, E) or (N, T, E)."""
-        routing = self.context.routing
-        if frames_are_time:
-            mask_NT = routing.mask(self.spec.stream, x_NTI.shape[1], x_NTI.device)
-        else:
-            one_frame = x_NTI.shape[1] == 1
-            mask_NT = torch.ones(x_NTI.shape[:2], dtype=torch.bool, device=x_NTI.device) if one_frame else None
-        if self.spec.router.scope != "block":
-            gates = self.router(x_NTI, mask_NT, routing)
-        else:
+        routing, spec = self.context.routing, self.spec.router
+        mask_NT = None
+        if spec.needs_input and not self.sees_memory:
+            if frames_are_time:
+                mask_NT = routing.mask(self.spec.stream, x_NTI.shape[1], x_NTI.device)
+            elif x_NTI.shape[1] == 1:
+                mask_NT = torch.ones(x_NTI.shape[:2], dtype=torch.bool, device=x_NTI.device)
+        if spec.memory_alone:
+            gates = self._batch_gates(x_NTI, routing)
+        elif spec.scope in ("block", "kind"):
             gates = self._block_gates(x_NTI, mask_NT, routing)
+        else:
+            gates = self.router(x_NTI, mask_NT, routing)
         if routing.statistics is not None:
-            routing.statistics.update(self.name, gates, mask_NT, routing.labels_N)
+            own = gates if self.members == 1 else gates.unflatten(-1, (self.members, -1)).sum(-2)
+            routing.statistics.update(self.name, own, mask_NT, routing.labels_N)
         return gates
+
+    def _batch_gates(self, x_NTI: Tensor, routing: Routing) -> Tensor:
+        """Weights that depend on the memory alone: computed once, by the first layer that has this router."""
+        shared = routing.shared.get(self.block)
+        if shared is None or shared.memory is not routing.memory:
+            shared = Shared(self.router(x_NTI, None, routing), x_NTI.shape[:2], routing.memory)
+            routing.shared[self.block] = shared
+        if shared.gates.shape[0] != x_NTI.shape[0]:
+            raise UserError(
+                f"layer {self.name} sees {x_NTI.shape[0]} utterances, but the memory is of {shared.gates.shape[0]}: "
+                "narrow the routing as the batch is narrowed (`adapter.narrow`)"
+            )
+        return shared.gates
 
     def _block_gates(self, x_NTI: Tensor, mask_NT: Optional[Tensor], routing: Routing) -> Tensor:
         """The first layer of the block computes; a layer that comes again starts the next pass over the block."""
@@ -147,15 +173,22 @@ class ExpertLinear(nn.Module):
             raise UserError("layers of a block share their weights: call the model inside `with adapter.route(...):`")
         shared = routing.shared.get(self.block)
         if shared is None or self.name in shared.layers:
+            if self.sees_memory:
+                raise UserError(
+                    f"layer {self.name} sees the memory, but takes its weights from layers of its block that see the "
+                    "text and have not run: decode without a cache, or set router source: memory"
+                )
             shared = Shared(self.router(x_NTI, mask_NT, routing), x_NTI.shape[:2])
             routing.shared[self.block] = shared
-        if shared.shape != x_NTI.shape[:2]:
+        dims = 1 if self.sees_memory else 2
+        if shared.shape[:dims] != x_NTI.shape[:dims]:
             raise UserError(
                 f"layer {self.name} sees {tuple(x_NTI.shape[:2])} utterances and frames, the layers that it shares "
-                f"weights with saw {tuple(shared.shape)}: use router scope: layer, as for cross-attention"
+                f"weights with saw {tuple(shared.shape)}: use router scope: layer, or memory_targets for "
+                "cross-attention"
             )
         shared.layers.add(self.name)
-        return shared.gates
+        return shared.gates[:, 0] if self.sees_memory and shared.gates.dim() == 3 else shared.gates
 
     def _mix(self, x: Tensor) -> Tensor:
         x_NTI = x[:, None] if x.dim() == 2 else x.flatten(1, -2)

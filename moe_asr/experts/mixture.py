@@ -33,12 +33,21 @@ def product_mixture(
 
 
 def factor_mixture(
-    base: nn.Module, x_NTI: Tensor, A_ERI: Tensor, B_ERO: Tensor, gates_NE: Tensor, scale: float,
+    base: nn.Module, x_NTI: Tensor, A_ERI: Tensor, B_ERO: Tensor, gates: Tensor, scale: float,
     dropped_NTI: Optional[Tensor] = None,
 ) -> Tensor:
-    """`y = W x + b + scale * (sum_e w_e B_e)(sum_e w_e A_e) x`: one LoRA of rank R for each utterance."""
-    A_NRI = (gates_NE @ A_ERI.flatten(1)).unflatten(1, A_ERI.shape[1:])
-    B_NRO = (gates_NE @ B_ERO.flatten(1)).unflatten(1, B_ERO.shape[1:])
+    """`y = W x + b + scale * (sum_e w_e B_e)(sum_e w_e A_e) x`: one LoRA of rank R for each utterance.
+
+    With weights for each frame it is one LoRA for each frame, and costs what `product_mixture` costs:
+    `h = sum_e w_e A_e x`, `y = W x + b + scale * sum_e w_e B_e h`.
+
+    Args:
+        gates: weights w, shape (N, E) or (N, T, E)
+    """
+    if gates.dim() == 3:
+        return _FrameFactor.apply(base, x_NTI, dropped_NTI, A_ERI.flatten(0, 1), B_ERO.flatten(0, 1), gates, scale)
+    A_NRI = (gates @ A_ERI.flatten(1)).unflatten(1, A_ERI.shape[1:])
+    B_NRO = (gates @ B_ERO.flatten(1)).unflatten(1, B_ERO.shape[1:])
     return _Factor.apply(base, x_NTI, dropped_NTI, A_NRI, B_NRO, scale)
 
 
@@ -135,6 +144,56 @@ class _Factor(torch.autograd.Function):
         if need_dropped:
             ddropped = torch.bmm(dz_NTR, A_NRI)
         return None, dx, ddropped, dA, dB, None
+
+
+class _FrameFactor(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, base, x_NTI, dropped_NTI, A_KI, B_KO, gates_NTE, scale):
+        u_NTI = x_NTI if dropped_NTI is None else dropped_NTI
+        z_NTK = F.linear(u_NTI, A_KI)
+        h_NTR = _summed(z_NTK, gates_NTE)
+        y_NTO = base_product(base, x_NTI)
+        y_NTO.flatten(0, 1).addmm_(_spread(h_NTR, gates_NTE * scale).flatten(0, 1), B_KO)
+        ctx.base, ctx.scale, ctx.dropped = base, scale, dropped_NTI is not None
+        ctx.save_for_backward(u_NTI, A_KI, B_KO, gates_NTE, z_NTK)
+        return y_NTO
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy_NTO):
+        u_NTI, A_KI, B_KO, gates_NTE, z_NTK = ctx.saved_tensors
+        _, need_x, need_dropped, need_A, need_B, need_gates, _ = ctx.needs_input_grad
+        dx = ddropped = dA = dB = dgates = None
+        E, dy_MO = gates_NTE.shape[-1], dy_NTO.flatten(0, 1)
+        scaled, h_NTR = gates_NTE * ctx.scale, _summed(z_NTK, gates_NTE)
+        dhg_NTK = F.linear(dy_MO, B_KO).view_as(z_NTK)  # gradient of the R columns that go into each B_e
+        dh_NTR = _summed(dhg_NTK, scaled)
+        if need_gates:
+            per_rank = z_NTK.unflatten(-1, (E, -1)) * dh_NTR[..., None, :]
+            per_rank += ctx.scale * (dhg_NTK.unflatten(-1, (E, -1)) * h_NTR[..., None, :])
+            dgates = per_rank.sum(-1)
+        if need_B:
+            dB = _spread(h_NTR, scaled).flatten(0, 1).t() @ dy_MO
+        dz_MK = _spread(dh_NTR, gates_NTE).flatten(0, 1)
+        if need_A:
+            dA = dz_MK.t() @ u_NTI.flatten(0, 1)
+        if need_x or need_dropped:
+            du_NTI = (dz_MK @ A_KI).view_as(u_NTI)
+            ddropped = du_NTI if ctx.dropped else None
+        if need_x:
+            dx = (dy_MO @ frozen_weight(ctx.base).to(dy_MO.dtype)).view_as(u_NTI)
+            dx = dx if ctx.dropped else dx.add_(du_NTI)
+        return None, dx, ddropped, dA, dB, dgates, None
+
+
+def _summed(z_NTK: Tensor, gates_NTE: Tensor) -> Tensor:
+    """`sum_e w_e z_e` over the R columns of each expert: (N, T, R)."""
+    return (gates_NTE[..., None, :] @ z_NTK.unflatten(-1, (gates_NTE.shape[-1], -1))).squeeze(-2)
+
+
+def _spread(h_NTR: Tensor, gates_NTE: Tensor) -> Tensor:
+    """`w_e h` for each expert side by side: (N, T, K)."""
+    return (gates_NTE[..., None] * h_NTR[..., None, :]).flatten(-2)
 
 
 def _gated(z_NTK: Tensor, gates: Tensor, out: Optional[Tensor] = None) -> Tensor:

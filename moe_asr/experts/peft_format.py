@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from moe_asr.errors import UserError
-from moe_asr.experts.attach import Adapter
+from moe_asr.experts.adapter import Adapter
 from moe_asr.files import atomic_folder
 
 PREFIX = "base_model.model."

@@ -4,12 +4,13 @@ All routers of the toolkit are one formula with parts switched on or off:
 
     global   g_N1E = p_domain^(1/T_g) normalised                     given ids or posteriors, one per utterance
                                                                      (as given where it is alone and all are selected)
-    local    l_NTE = softmax(x W_loc^T)                              computed from the layer's own input
+    local    l_NTE = softmax((x W_loc^T + c) / T_l)                  computed from the layer's own input
+                                                                     (or from z, its frames or the memory's pooled)
     select   p_hat = all | top-k | threshold | sparsegen of p        with its own threshold for each of the two
     combine  w = (g_hat + l_hat) / 2                                 where both are there
 
     given: g alone · dense: l, all · top-k: l, topk · AdaMoLE: l, threshold · LD-MoLE: l, sparsegen
-    HDMoLE: both, threshold
+    HDMoLE: both, threshold · SAML: l, all, of attentively pooled frames
 
 The defaults are our reading of HDMoLE (arXiv 2409.19878); the paper's text fixes hierarchical routing and dynamic
 thresholds, not these formulas.
@@ -28,6 +29,7 @@ from torch.nn import functional as F
 
 from moe_asr.errors import UserError
 from moe_asr.experts.context import Routing
+from moe_asr.experts.pooling import AttentivePooling, MeanPooling, Over
 from moe_asr.experts.selection import hard_threshold, soft_threshold, sparsegen, top_k
 
 LARGEST_THRESHOLD = 0.999  # in units of 1 / number of experts
@@ -46,10 +48,16 @@ class RouterSpec:
         hard: keep p where it reaches the threshold instead of subtracting; needs a fixed threshold
         top_k: experts kept by topk
         combine: mean, sum, gate (learned from the input) or product (renormalised) of global and local weights
-        granularity: local weights for each frame, or one for the utterance from its masked mean
+        granularity: local weights for each frame, or one for the utterance from its frames pooled into one vector
+        pooling: of the utterance: mean, or attention (convolution and softmax, see `AttentivePooling`)
+        over: frames that are pooled: real ones, prefix (up to each frame, so one weight for each) or all (padding too)
+        source: what is pooled: the layer's input, the memory (encoder states, see `Adapter.route`), or both
+        bias: of the local route
         temperature: of the global route; above 1 flattens it
+        local_temperature: of the local route
         balance: weight of the load-balancing term E * sum_e f_e P_e of the local route (Switch Transformer)
-        scope: one router for each layer, each block (weights computed once by its first layer), or one for the model
+        scope: one router for each layer, each block (weights computed once by its first layer), one for all blocks
+            (kind; weights as for block) or one for the model (weights computed by each layer)
     """
 
     route: Literal["given", "local", "hierarchical"] = "hierarchical"
@@ -60,9 +68,14 @@ class RouterSpec:
     top_k: int = 2
     combine: Literal["mean", "sum", "gate", "product"] = "mean"
     granularity: Literal["frame", "utterance"] = "frame"
+    pooling: Literal["mean", "attention"] = "mean"
+    over: Over = "real"
+    source: Literal["layer", "memory", "both"] = "layer"
+    bias: bool = False
     temperature: float = 1.0
+    local_temperature: float = 1.0
     balance: float = 0.0
-    scope: Literal["layer", "block", "model"] = "layer"
+    scope: Literal["layer", "block", "kind", "model"] = "layer"
 
     def __post_init__(self) -> None:
         if self.hard and (self.select != "threshold" or self.threshold != "fixed"):
@@ -73,12 +86,46 @@ class RouterSpec:
             raise UserError(f"router: fixed_threshold must be from 0 to below 1, not {self.fixed_threshold}")
         if self.top_k < 1:
             raise UserError(f"router: top_k must be at least 1, not {self.top_k}")
-        if self.temperature <= 0:
-            raise UserError(f"router: temperature must be above 0, not {self.temperature}")
+        if min(self.temperature, self.local_temperature) <= 0:
+            raise UserError(
+                f"router: temperatures must be above 0, not {self.temperature} and {self.local_temperature}"
+            )
+        pools = self.route != "given" and self.granularity == "utterance"
+        if not pools and (self.pooling, self.over, self.source) != ("mean", "real", "layer"):
+            raise UserError(
+                "router: pooling, over and source are for local weights of a whole utterance; set granularity: "
+                "utterance, or leave them out"
+            )
+        if self.source == "memory" and self.over == "prefix":
+            raise UserError("router: the memory is known as a whole from the start; set over: real, or source: both")
 
     @property
     def needs_domains(self) -> bool:
         return self.route != "local"
+
+    @property
+    def needs_memory(self) -> bool:
+        return self.source != "layer"
+
+    @property
+    def needs_input(self) -> bool:
+        """Whether the weights depend on the input of the layer."""
+        local = self.route != "given" and self.source != "memory"
+        return local or self._has_global_threshold and self.threshold == "input"
+
+    @property
+    def memory_alone(self) -> bool:
+        """Whether the weights depend on the memory and nothing else, so that they hold for a whole batch."""
+        return self.needs_memory and not self.needs_input
+
+    @property
+    def needs_whole_prefix(self) -> bool:
+        """Whether a decoder has to run on all tokens so far at each step: no cache knows what was pooled."""
+        return self.source == "both" or self.source == "layer" and self.over != "real"
+
+    @property
+    def _has_global_threshold(self) -> bool:
+        return self.route != "local" and self.select in ("threshold", "sparsegen") and self.threshold != "fixed"
 
 
 class Router(nn.Module):
@@ -90,36 +137,42 @@ class Router(nn.Module):
 
     def __init__(self, spec: RouterSpec, num_experts: int, width: int, **factory) -> None:
         super().__init__()
-        self.spec, self.num_experts = spec, num_experts
+        self.spec, self.num_experts, self.width = spec, num_experts, width
         if spec.select == "topk" and spec.top_k > num_experts:
             raise UserError(f"router: top_k is {spec.top_k}, but there are {num_experts} experts")
         routes = {"given": ["global"], "local": ["local"], "hierarchical": ["global", "local"]}[spec.route]
+        local_width = 2 * width if spec.source == "both" else width
         if "local" in routes:
-            self.local = nn.Parameter(torch.empty(num_experts, width, **factory))
+            self.local = nn.Parameter(torch.empty(num_experts, local_width, **factory))
             nn.init.normal_(self.local, std=0.02)
+            if spec.bias:
+                self.local_bias = nn.Parameter(torch.zeros(num_experts, **factory))
         if spec.select in ("threshold", "sparsegen") and spec.threshold != "fixed":
             for route in routes:
                 if spec.threshold == "input":
-                    setattr(self, f"threshold_{route}", nn.Parameter(torch.zeros(1, width, **factory)))
+                    seen = local_width if route == "local" else width
+                    setattr(self, f"threshold_{route}", nn.Parameter(torch.zeros(1, seen, **factory)))
                 setattr(self, f"threshold_{route}_bias", nn.Parameter(torch.zeros(1, **factory)))
         if spec.route == "hierarchical" and spec.combine == "gate":
-            self.gate = nn.Parameter(torch.zeros(2, width, **factory))
+            self.gate = nn.Parameter(torch.zeros(2, local_width, **factory))
+        self.mean = MeanPooling()
+        for source in ("layer", "memory") if spec.source == "both" else (spec.source,):
+            pooling = AttentivePooling(width, **factory) if spec.pooling == "attention" else self.mean
+            setattr(self, f"pool_{source}", pooling)
 
     def forward(self, x_NTI: Tensor, mask_NT: Optional[Tensor], routing: Routing) -> Tensor:
         """Returns weights (N, E) where they are the same for all frames of an utterance, else (N, T, E); float32."""
         spec = self.spec
         x_NTI = x_NTI.to(torch.promote_types(x_NTI.dtype, torch.float32))
-        pooled_N1I = None
-        if spec.granularity == "utterance" and spec.route != "given" or hasattr(self, "threshold_global"):
-            pooled_N1I = masked_mean(x_NTI, mask_NT)
-        local_input = pooled_N1I if spec.granularity == "utterance" else x_NTI
+        mean_N1I = self.mean(x_NTI, mask_NT) if hasattr(self, "threshold_global") else None
         gate = None
         if spec.route != "given":
+            local_input = x_NTI if spec.granularity == "frame" else self._pooled(x_NTI, mask_NT, routing, mean_N1I)
             # One product for all rows that look at the same input.
             rows = [self.local] + [getattr(self, n) for n in ("threshold_local", "gate") if hasattr(self, n)]
             logits = F.linear(local_input, (torch.cat(rows) if len(rows) > 1 else self.local).to(x_NTI.dtype))
             E = self.num_experts
-            p = logits[..., :E].softmax(-1)
+            p = self._temper(logits[..., :E]).softmax(-1)
             tau_logit = logits[..., E : E + 1] if hasattr(self, "threshold_local") else None
             w = local = self._select(p, "local", tau_logit)
             if spec.balance and self.training and torch.is_grad_enabled():
@@ -132,13 +185,35 @@ class Router(nn.Module):
                 p = p / p.sum(-1, keepdim=True)
             tau_logit = None
             if hasattr(self, "threshold_global"):
-                tau_logit = F.linear(pooled_N1I, self.threshold_global.to(pooled_N1I.dtype))
+                tau_logit = F.linear(mean_N1I, self.threshold_global.to(x_NTI.dtype))
             w = self._select(p, "global", tau_logit)
             if spec.route == "hierarchical":
                 w = _combine(spec.combine, w, local, gate)
         if routing.scale_N is not None:
             w = w * routing.scale_N.to(w)[:, None, None]
         return w.squeeze(1) if w.shape[1] == 1 else w
+
+    def _pooled(self, x_NTI: Tensor, mask_NT: Optional[Tensor], routing: Routing, mean_N1I: Optional[Tensor]) -> Tensor:
+        """z of the utterances, (N, 1, I) or for prefix (N, T, I); twice as wide where it is made of both sources.
+
+        Args:
+            mean_N1I: over the real frames of x, where it is known already
+        """
+        over, parts = self.spec.over, []
+        if self.spec.source != "memory":
+            known = mean_N1I is not None and self.pool_layer is self.mean and over == "real"
+            parts.append(mean_N1I if known else self.pool_layer(x_NTI, mask_NT, over))
+        if self.spec.source != "layer":
+            memory_NTI, memory_mask_NT = self._memory(routing, x_NTI)
+            parts.append(self.pool_memory(memory_NTI, memory_mask_NT, "all" if over == "all" else "real"))
+        if len(parts) == 1:
+            return parts[0]
+        return torch.cat([parts[0], parts[1].expand_as(parts[0])], -1)
+
+    def _temper(self, logits: Tensor) -> Tensor:
+        if self.spec.bias:
+            logits = logits + self.local_bias.to(logits.dtype)
+        return logits if self.spec.local_temperature == 1.0 else logits / self.spec.local_temperature
 
     def _select(self, p: Tensor, route: str, tau_logit: Optional[Tensor]) -> Tensor:
         spec = self.spec
@@ -162,24 +237,31 @@ class Router(nn.Module):
                 f"the router is '{self.spec.route}' and needs the domain of each utterance: call the model inside "
                 "`with adapter.route(domains=ids or posteriors):`"
             )
-        if routing.domains_NE.shape[0] != x_NTI.shape[0]:
-            raise UserError(
-                f"the routing is for {routing.domains_NE.shape[0]} utterances, but the layer sees {x_NTI.shape[0]}: "
-                "repeat the domains as the batch is repeated (beam search), or call `adapter.route` for each batch"
-            )
+        _check_utterances("routing", routing.domains_NE, x_NTI)
         return routing.domains_NE.to(x_NTI.device, x_NTI.dtype)
 
+    def _memory(self, routing: Routing, x_NTI: Tensor) -> tuple[Tensor, Optional[Tensor]]:
+        if routing.memory is None:
+            raise UserError(
+                "the router looks at the memory, the encoder states of each utterance, and there is none: set "
+                "routing.memory = (states, mask), or router source: layer"
+            )
+        memory_NTI, mask_NT = routing.memory
+        _check_utterances("memory", memory_NTI, x_NTI)
+        if memory_NTI.shape[-1] != self.width:
+            raise UserError(
+                f"the memory is {memory_NTI.shape[-1]} wide, but the layers whose router looks at it {self.width}: "
+                "it must be as wide as their input"
+            )
+        return memory_NTI.to(x_NTI.device, x_NTI.dtype), mask_NT
 
-def masked_mean(x_NTI: Tensor, mask_NT: Optional[Tensor]) -> Tensor:
-    """(N, 1, I) mean over the real frames."""
-    if mask_NT is None:
+
+def _check_utterances(what: str, tensor_N: Tensor, x_NTI: Tensor) -> None:
+    if tensor_N.shape[0] != x_NTI.shape[0]:
         raise UserError(
-            "a router pools over the frames of each utterance and must not see padding: call the model inside "
-            "`with adapter.route(lengths=...)` with lengths at the layers' frame rate"
+            f"the {what} is for {tensor_N.shape[0]} utterances, but the layer sees {x_NTI.shape[0]}: repeat it as the "
+            "batch is repeated or narrowed (beam search), or call `adapter.route` for each batch"
         )
-    mask_NT1 = mask_NT[..., None]
-    # where, not a product: padding may hold anything, even NaN.
-    return torch.where(mask_NT1, x_NTI, 0.0).sum(1, keepdim=True) / mask_NT1.sum(1, keepdim=True)
 
 
 def balance_term(p: Tensor, w: Tensor, mask_NT: Optional[Tensor]) -> Tensor:

@@ -67,6 +67,10 @@ class RoutingStatistics:
         """(G, E) mean weight of each expert for each domain; NaN for a domain that did not occur."""
         return (self._weights[layer] / self._frames[layer][:, None])[:-1]
 
+    def overall_weights(self, layer: str) -> Tensor:
+        """(E,) mean weight of each expert over all frames, those of unknown domains included."""
+        return self._weights[layer].sum(0) / self._frames[layer].sum()
+
     def active_experts(self, layer: str) -> float:
         """Mean number of experts with a weight above zero."""
         return float(self._active[layer].sum() / self._frames[layer].sum())

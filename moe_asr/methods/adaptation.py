@@ -9,7 +9,7 @@ import dataclasses
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Literal, Optional
+from typing import Iterator, Literal, Mapping, Optional
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +27,15 @@ from moe_asr.experts import (
     load_adapter,
     read_adapter_tensors,
     save_adapter,
+    stack_adapters,
 )
 from moe_asr.files import atomic_folder
 from moe_asr.methods.hdmole import entropy_fallback
+from moe_asr.methods.saml import SamlConfig, saml_specs
 from moe_asr.models.domain_classifier import DomainClassifier
 from moe_asr.models.folder import LoadedModel, load_model, save_model
 from moe_asr.models.interface import Loss, Recogniser
+from moe_asr.models.time_conv import padding_mask
 
 Route = Literal["posterior", "label", "uniform"]
 
@@ -44,6 +47,7 @@ class AdaptationConfig:
     Args:
         experts: which layers get how many experts of which rank, and how they are weighed; targets [default] are those
             that the model recommends
+        saml: SAML's experts and routers instead
         domains: domains of the utterances, in order; empty takes the classes of the classifier
         base_domain: the domain that the frozen model serves alone: it has no expert, its probability fades the others
         global_route: where the domain of an utterance comes from: posterior (of the classifier), label or uniform
@@ -53,7 +57,8 @@ class AdaptationConfig:
             order, to start from instead of from zero
     """
 
-    experts: ExpertSpec
+    experts: Optional[ExpertSpec] = None
+    saml: Optional[SamlConfig] = None
     domains: tuple[str, ...] = ()
     base_domain: Optional[str] = None
     global_route: Route = "posterior"
@@ -70,6 +75,8 @@ class AdaptedRecogniser(nn.Module):
     Args:
         recogniser: with `adapter` attached
         classifier: gives the posteriors; None where the routers need none
+        members: where `adapter` is a stack, the labels whose utterances its members serve, in their order
+        member_key: the field of a batch that these labels are in
     """
 
     def __init__(
@@ -78,12 +85,17 @@ class AdaptedRecogniser(nn.Module):
         adapter: Adapter,
         config: AdaptationConfig,
         classifier: Optional[LoadedModel] = None,
+        members: tuple[str, ...] = (),
+        member_key: str = "speaker",
     ) -> None:
         super().__init__()
+        self.members, self.member_key = members, member_key
         self.recogniser, self.adapter, self.config = recogniser, adapter, config
         self.classifier_folder = classifier
         self.classifier = classifier.model.requires_grad_(False).eval() if classifier else None
         self.statistics = RoutingStatistics(config.domains)
+        if adapter.needs_memory:
+            recogniser.encoder.register_forward_hook(self._remember)
 
     def train(self, mode: bool = True) -> AdaptedRecogniser:
         super().train(mode)
@@ -119,7 +131,8 @@ class AdaptedRecogniser(nn.Module):
             domains, scale = self._leave_to_base(domains, scale)
         lengths_N = self.recogniser.output_lengths(feature_lengths_N)
         statistics = None if self.training else self.statistics
-        with self.adapter.route(domains, lengths_N, scale, statistics, batch.domains_N) as routing:
+        members_N = self._members_of(batch)
+        with self.adapter.route(domains, lengths_N, scale, statistics, batch.domains_N, members_N) as routing:
             yield routing
 
     def domain_weights(self, batch: Batch, global_route: Optional[Route] = None) -> Optional[Tensor]:
@@ -149,6 +162,20 @@ class AdaptedRecogniser(nn.Module):
         with torch.no_grad():
             features = log_mel(batch.audio_NS, batch.audio_lengths_N, self.classifier_folder.config.features)
             return self.classifier.posteriors(*features)
+
+    def _members_of(self, batch: Batch) -> Optional[Tensor]:
+        if not self.members:
+            return None
+        labels = getattr(batch, f"{self.member_key}s")
+        unknown = sorted(set(labels) - set(self.members))
+        if unknown:
+            raise UserError(f"there is no adaptation for {self.member_key} {', '.join(map(repr, unknown))}")
+        return torch.tensor([self.members.index(label) for label in labels], device=batch.audio_NS.device)
+
+    def _remember(self, encoder: nn.Module, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+        """A forward hook of the encoder: routers of the decoder look at its states."""
+        states_NTD, lengths_N = output
+        self.adapter.routing.memory = states_NTD, ~padding_mask(lengths_N, states_NTD.shape[1])[..., 0]
 
     def _leave_to_base(self, domains_NG: Tensor, scale_N: Optional[Tensor]) -> tuple[Tensor, Optional[Tensor]]:
         """Probabilities of the domains that have experts, and the experts' scale `1 - p(base domain)`."""
@@ -185,27 +212,29 @@ def adapt(recogniser: Recogniser, config: AdaptationConfig) -> AdaptedRecogniser
         )
     if config.base_domain is not None and config.base_domain not in names:
         raise UserError(f"base_domain {config.base_domain} is none of the domains {', '.join(names) or '(none given)'}")
-    needs = config.experts.router.needs_domains and config.experts.num_experts > 1
+    if (config.experts is None) == (config.saml is None):
+        raise UserError("adaptation: give either experts or saml")
+    experts = config.experts
+    if experts is not None and experts.targets == ("default",):
+        experts = dataclasses.replace(experts, targets=type(recogniser).default_targets)
+    specs = (experts,) if experts else saml_specs(config.saml, type(recogniser).attention_targets)
+    num_experts = specs[0].num_experts
+    needs = num_experts > 1 and any(spec.router.needs_domains for spec in specs)
     if config.base_domain is not None and not needs:
         raise UserError("base_domain is for routers that see the domain: set experts.router.route, num_experts above 1")
     served = [name for name in names if name != config.base_domain]
-    if needs and len(served) != config.experts.num_experts:
+    if needs and len(served) != num_experts:
         raise UserError(
-            f"there are {config.experts.num_experts} experts for {len(served)} domains "
+            f"there are {num_experts} experts for {len(served)} domains "
             f"({', '.join(served) or 'no names given'}); set experts.num_experts, or domains"
         )
     if needs and config.global_route == "posterior" and classifier is None:
         raise UserError("global_route posterior needs a domain_classifier; give its model folder, or route by label")
-    if config.initial_experts and len(config.initial_experts) != config.experts.num_experts:
-        raise UserError(
-            f"initial_experts names {len(config.initial_experts)} folders for {config.experts.num_experts} experts"
-        )
-    experts = config.experts
-    if experts.targets == ("default",):
-        experts = dataclasses.replace(experts, targets=type(recogniser).default_targets)
+    if config.initial_experts and len(config.initial_experts) != num_experts:
+        raise UserError(f"initial_experts names {len(config.initial_experts)} folders for {num_experts} experts")
     loras = [_read_lora(folder) for folder in config.initial_experts]
     config = dataclasses.replace(config, domains=tuple(names), experts=experts)
-    adapter = attach(recogniser, config.experts)
+    adapter = attach(recogniser, specs)
     for index, (folder, lora) in enumerate(zip(config.initial_experts, loras)):
         try:
             adapter.set_expert(index, lora)
@@ -218,13 +247,41 @@ def adapt(recogniser: Recogniser, config: AdaptationConfig) -> AdaptedRecogniser
 def load_adapted(recogniser: Recogniser, folder: str | Path) -> AdaptedRecogniser:
     """The inverse of `AdaptedRecogniser.save`; exact, see `load_adapter`."""
     folder = Path(folder)
-    if not (folder / "adaptation.yaml").is_file():
-        raise UserError(f"no adaptation in {folder}: it needs adaptation.yaml and adapter/")
-    config = load_config(AdaptationConfig, folder / "adaptation.yaml")
+    config = _read_config(folder)
     classifier = folder / "domain_classifier"
     loaded = _load_classifier(str(classifier) if classifier.is_dir() else None)
     adapted = AdaptedRecogniser(recogniser, load_adapter(recogniser, folder / "adapter"), config, loaded)
     return adapted.eval()
+
+
+def load_stacked(recogniser: Recogniser, folders: Mapping[str, Path], key: str) -> AdaptedRecogniser:
+    """Several adaptations of one kind at once: each utterance is served by the one of its own label.
+
+    Args:
+        folders: adaptation folder for each label
+        key: what is labelled: speaker, accent or language
+
+    Raises:
+        UserError: they are of different kinds or use a domain classifier; see also `stack_adapters`
+    """
+    configs = {}
+    for label, folder in folders.items():
+        config = _read_config(folder)
+        configs[label] = dataclasses.replace(config, initial_experts=())
+        if (folder / "domain_classifier").is_dir():
+            raise UserError(f"{folder} has a domain classifier; such adaptations are decoded one at a time")
+    first = next(iter(folders))
+    for label, config in configs.items():
+        if config != configs[first]:
+            raise UserError(f"{folders[first]} and {folders[label]} differ in their adaptation.yaml: decode them apart")
+    adapter = stack_adapters(recogniser, [folder / "adapter" for folder in folders.values()])
+    return AdaptedRecogniser(recogniser, adapter, configs[first], members=tuple(folders), member_key=key).eval()
+
+
+def _read_config(folder: Path) -> AdaptationConfig:
+    if not (folder / "adaptation.yaml").is_file():
+        raise UserError(f"no adaptation in {folder}: it needs adaptation.yaml and adapter/")
+    return load_config(AdaptationConfig, folder / "adaptation.yaml")
 
 
 def _read_lora(folder: str) -> dict[str, tuple[Tensor, Tensor]]:

@@ -7,11 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from moe_asr.errors import UserError
+from moe_asr.models.conformer_aed import ConformerAED, ConformerAEDConfig
 from moe_asr.models.conformer_ctc import ConformerCTC, ConformerCTCConfig
 from moe_asr.models.domain_classifier import DomainClassifier, DomainClassifierConfig
 from moe_asr.models.interface import Model
+from moe_asr.models.whisper import Whisper, WhisperConfig
 
-_KINDS = {"conformer_ctc": ConformerCTC, "domain_classifier": DomainClassifier}
+KINDS = {
+    "conformer_ctc": ConformerCTC,
+    "conformer_aed": ConformerAED,
+    "whisper": Whisper,
+    "domain_classifier": DomainClassifier,
+}
 
 
 @dataclass(frozen=True)
@@ -20,10 +27,14 @@ class ModelConfig:
 
     Args:
         conformer_ctc: Conformer recogniser with CTC.
+        conformer_aed: Conformer encoder and Transformer decoder with joint CTC.
+        whisper: Whisper.
         domain_classifier: classifier of accents or other domains.
     """
 
     conformer_ctc: ConformerCTCConfig | None = None
+    conformer_aed: ConformerAEDConfig | None = None
+    whisper: WhisperConfig | None = None
     domain_classifier: DomainClassifierConfig | None = None
 
 
@@ -36,7 +47,7 @@ def model_kind(config: ModelConfig) -> str:
     kinds = [field.name for field in dataclasses.fields(config) if getattr(config, field.name) is not None]
     if len(kinds) != 1:
         found = " and ".join(kinds) or "none"
-        raise UserError(f"model: set exactly one of {', '.join(_KINDS)}, not {found}")
+        raise UserError(f"model: set exactly one of {', '.join(KINDS)}, not {found}")
     return kinds[0]
 
 
@@ -47,7 +58,7 @@ def build_model(config: ModelConfig) -> Model:
         UserError: see `model_kind` and the models' own configurations.
     """
     kind = model_kind(config)
-    return _KINDS[kind](getattr(config, kind))
+    return KINDS[kind](getattr(config, kind))
 
 
 def complete_config(config: ModelConfig, num_mels: int, vocab_size: int, domains: Sequence[str] = ()) -> ModelConfig:
@@ -64,8 +75,9 @@ def complete_config(config: ModelConfig, num_mels: int, vocab_size: int, domains
     """
     kind = model_kind(config)
     part = getattr(config, kind)
-    if part.encoder.mels != num_mels:
-        raise UserError(f"{kind}: encoder.mels is {part.encoder.mels}, but the features have {num_mels} mel bins")
+    mels = part.mels if kind == "whisper" else part.encoder.mels
+    if mels != num_mels:
+        raise UserError(f"{kind}: mels is {mels}, but the features have {num_mels} mel bins")
     if kind == "domain_classifier":
         part = dataclasses.replace(part, domains=part.domains or tuple(domains))
         if domains and tuple(domains) != part.domains:

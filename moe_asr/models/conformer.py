@@ -12,15 +12,17 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint, noop_context_fn
+from torch.utils.checkpoint import noop_context_fn
 
 from moe_asr.errors import UserError
+from moe_asr.models.checkpointing import Checkpointed
 from moe_asr.models.dropout import Dropout
 from moe_asr.models.interface import ContextFn
 from moe_asr.models.time_conv import TimeConv, padding_mask
 
+ENCODER_ATTENTION = r"layers\.\d+\.attention\.(q|k|v|out)_proj"
 ADAPTER_TARGETS = (
-    r"layers\.\d+\.attention\.(q|k|v|out)_proj",
+    ENCODER_ATTENTION,
     r"layers\.\d+\.ffn[12]\.(up|down)",
     r"layers\.\d+\.conv\.pointwise_(in|out)",
 )
@@ -68,7 +70,7 @@ class ConformerConfig:
             raise UserError(f"conformer: dropout must be in [0, 1), not {self.dropout}")
 
 
-class ConformerEncoder(nn.Module):
+class ConformerEncoder(Checkpointed):
     """Subsampling by strided convolutions, then macaron layers FFN/2, attention, convolution, FFN/2, LayerNorm.
 
     An utterance gives the same states alone and in any batch: attention sees no padding keys, every convolution sees
@@ -78,8 +80,6 @@ class ConformerEncoder(nn.Module):
     def __init__(self, config: ConformerConfig):
         super().__init__()
         self.config = config
-        self.gradient_checkpointing = False  # recompute each layer in the backward pass to save memory
-        self.checkpoint_context_fn = noop_context_fn
         self.subsampling = Subsampling(config)
         self.layers = nn.ModuleList(ConformerLayer(config) for _ in range(config.layers))
 
@@ -90,13 +90,7 @@ class ConformerEncoder(nn.Module):
         keys_N11T = ~padding_NT1.view(x_NTD.size(0), 1, 1, -1)
         rotation_TK = rotation(x_NTD.size(1), self.config.width // self.config.heads, x_NTD.device)
         for layer in self.layers:
-            if self.gradient_checkpointing and self.training:
-                x_NTD = checkpoint(
-                    layer, x_NTD, padding_NT1, keys_N11T, rotation_TK,
-                    use_reentrant=False, context_fn=self.checkpoint_context_fn,
-                )  # fmt: skip
-            else:
-                x_NTD = layer(x_NTD, padding_NT1, keys_N11T, rotation_TK)
+            x_NTD = self.run_layer(layer, x_NTD, padding_NT1, keys_N11T, rotation_TK)
         return x_NTD.masked_fill(padding_NT1, 0.0), lengths_N
 
     def output_lengths(self, lengths_N: Tensor) -> Tensor:
@@ -226,4 +220,4 @@ class OnConformer:
         return self.encoder.output_lengths(feature_lengths_N)
 
     def set_gradient_checkpointing(self, enabled: bool, context_fn: ContextFn = noop_context_fn) -> None:
-        self.encoder.gradient_checkpointing, self.encoder.checkpoint_context_fn = enabled, context_fn
+        self.encoder.set_gradient_checkpointing(enabled, context_fn)

@@ -6,6 +6,7 @@ token set of a recogniser.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,11 +17,12 @@ from torch import Tensor, nn
 
 from moe_asr.config import load_config, save_config
 from moe_asr.data.features import FeatureConfig
-from moe_asr.data.tokens import Tokens
+from moe_asr.data.tokens import TokenSet, load_tokens
 from moe_asr.errors import UserError
 from moe_asr.files import atomic_folder
-from moe_asr.models.build import ModelConfig, build_model, complete_config
+from moe_asr.models.build import KINDS, ModelConfig, build_model, complete_config, model_kind
 from moe_asr.models.interface import Model, Recogniser
+from moe_asr.quant import QuantConfig, quantise
 
 _WEIGHTS, _CONFIG, _TOKENS = "model.safetensors", "config.yaml", "tokens"
 
@@ -34,12 +36,14 @@ class FolderConfig:
         features: its input.
         normaliser: name of the text normaliser its transcripts went through.
         finetuned: whether all its weights were trained on from those of another model.
+        quantisation: which of its weights are in 4 bits; unset for none.
     """
 
     model: ModelConfig
     features: FeatureConfig = field(default_factory=FeatureConfig)
     normaliser: str = "none"
     finetuned: bool = False
+    quantisation: QuantConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -48,10 +52,10 @@ class LoadedModel:
 
     model: Model
     config: FolderConfig
-    tokens: Tokens | None
+    tokens: TokenSet | None
 
 
-def save_model(folder: str | Path, model: Model, config: FolderConfig, tokens: Tokens | None = None) -> None:
+def save_model(folder: str | Path, model: Model, config: FolderConfig, tokens: TokenSet | None = None) -> None:
     """Writes a model folder, atomically; an old one is replaced.
 
     Args:
@@ -62,7 +66,7 @@ def save_model(folder: str | Path, model: Model, config: FolderConfig, tokens: T
     """
     assert isinstance(model, Recogniser) == (tokens is not None), "a token set belongs to a recogniser"
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    _check_state(state, _empty_model(config, tokens), "this model")
+    check_state(state, _empty_model(config, tokens), "this model")
     with atomic_folder(folder) as new:
         save_file(state, new / _WEIGHTS)
         save_config(config, new / _CONFIG)
@@ -83,25 +87,42 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Loaded
         if not (folder / name).is_file():
             raise UserError(f"{folder} is not a model folder: it has no {name}")
     config = load_config(FolderConfig, folder / _CONFIG)
-    tokens = Tokens(folder / _TOKENS) if config.model.conformer_ctc is not None else None
+    recognises = issubclass(KINDS[model_kind(config.model)], Recogniser)
+    tokens = load_tokens(folder / _TOKENS) if recognises else None
     model = _empty_model(config, tokens)
     try:
         state = load_file(folder / _WEIGHTS, device=str(device))
     except SafetensorError as error:
         raise UserError(f"{folder / _WEIGHTS} is damaged ({error}): copy or train the model again") from None
-    _check_state(state, model, str(folder / _WEIGHTS))
+    check_state(state, model, str(folder / _WEIGHTS))
     model.load_state_dict(state, assign=True)
     return LoadedModel(model.eval(), config, tokens)
 
 
-def _empty_model(config: FolderConfig, tokens: Tokens | None) -> Model:
+def tensor_bytes(folder: str | Path) -> dict[str, int]:
+    """Bytes that each tensor takes in a model folder, as the header of the file says."""
+    with open(Path(folder) / _WEIGHTS, "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    spans = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
+    return {name: end - start for name, (start, end) in spans.items()}
+
+
+def _empty_model(config: FolderConfig, tokens: TokenSet | None) -> Model:
     """The model without memory for its weights, which are about to be given."""
     complete_config(config.model, config.features.num_mels, tokens.size if tokens else 0)
     with torch.device("meta"):
-        return build_model(config.model)
+        model = build_model(config.model)
+        if config.quantisation is not None:
+            quantise(model, config.quantisation)
+        return model
 
 
-def _check_state(state: dict[str, Tensor], model: nn.Module, source: str) -> None:
+def check_state(state: dict[str, Tensor], model: nn.Module, source: str) -> None:
+    """Compares weights with those that a model expects; `source` is named where they differ.
+
+    Raises:
+        UserError: weights are missing, unexpected, misshapen, or floating-point where they should not be.
+    """
     expected = model.state_dict()
     for kind, names in (
         ("lacks", expected.keys() - state.keys()),
@@ -111,6 +132,10 @@ def _check_state(state: dict[str, Tensor], model: nn.Module, source: str) -> Non
             rest = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
             raise UserError(f"{source} does not fit its configuration: it {kind} {min(names)}{rest}")
     for name, tensor in state.items():
+        if tensor.is_floating_point() != expected[name].is_floating_point():
+            raise UserError(
+                f"{source} does not fit its configuration: {name} is {tensor.dtype}, expected {expected[name].dtype}"
+            )
         if tensor.shape != expected[name].shape:
             raise UserError(
                 f"{source} does not fit its configuration: {name} is {tuple(tensor.shape)}, "

@@ -75,6 +75,10 @@ class Recogniser(Model):
 
     blank: ClassVar[int] = 0
 
+    attention_targets: ClassVar[dict[str, tuple[str, ...]]]
+    """Regular expressions for the query, key, value and output projections of each kind of attention that the model
+    has: `encoder`, `decoder` (over tokens) and `cross` (of tokens to encoder states)."""
+
     @abstractmethod
     def log_probs(self, features_NTF: Tensor, feature_lengths_N: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities of tokens and blank in each encoder frame, log_probs_NTV in float32, and frame counts."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Literal
 
 from moe_asr.errors import UserError
 from moe_asr.scoring.align import Metric
@@ -14,6 +15,7 @@ from moe_asr.scoring.report import Summary, summarise
 from moe_asr.scoring.scored import Scored, group_by, score
 from moe_asr.scoring.significance import Bootstrap, compare, match
 
+By = Literal["accent", "speaker"]
 POOLED = "accents pooled"
 ALL = "all"
 _SAME_FACTS = ("model", "adapter", "trainable_parameters", "total_parameters")
@@ -40,6 +42,8 @@ class Row:
         scored: its utterances, of all folders
         trainable: trained parameters in per cent of all
         active_experts: mean over utterances; None for a system without experts
+        megabytes: of its files on disk, with the adaptation to one domain; None where the decodes do not say
+        milliseconds: to decode one utterance, batches and all; None where they do not say
     """
 
     name: str
@@ -47,6 +51,8 @@ class Row:
     scored: list[Scored] = field(repr=False)
     trainable: float
     active_experts: float | None
+    megabytes: float | None
+    milliseconds: float | None
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,8 @@ class Results:
         cells: by row and column
         p_values: of each row against the first, on `compared_on`; None for the first
         compared_on: the column that `p_values` are about
+        by: what the test set is divided by
+        speakers: by name, the summary of each row; empty if the test set is divided by something else
     """
 
     rows: list[Row]
@@ -68,6 +76,8 @@ class Results:
     cells: list[list[Summary]]
     p_values: list[float | None]
     compared_on: str
+    by: By = "accent"
+    speakers: dict[str, list[Summary]] = field(default_factory=dict)
 
 
 def read_row(system: str, metric: Metric, normaliser: str) -> Row:
@@ -85,10 +95,11 @@ def read_row(system: str, metric: Metric, normaliser: str) -> Row:
     folders = [folder.strip() for folder in folders.split(",") if folder.strip()]
     if not name or not folders:
         raise UserError(f"a system is written name=decode_dir[,decode_dir...], not '{system}'")
-    scored, facts, active = [], [read_system(folder) for folder in folders], []
+    scored, facts, active, seconds = [], [read_system(folder) for folder in folders], [], []
     for folder, system_facts in zip(folders, facts):
         found = score(read_hypotheses(folder), metric, normaliser)
         active += [(_number(system_facts, "mean_active_experts", folder, optional=True), len(found))]
+        seconds += [(_number(system_facts, "seconds_per_utterance", folder, optional=True), len(found))]
         scored += found
         for key in _SAME_FACTS:
             if system_facts.get(key) != facts[0].get(key):
@@ -96,22 +107,28 @@ def read_row(system: str, metric: Metric, normaliser: str) -> Row:
     if len({x.id for x in scored}) < len(scored):
         raise UserError(f"system '{name}': its decode folders have utterances in common")
     total = _number(facts[0], "total_parameters", folders[0])
+    sizes = [_number(facts[0], key, folders[0], optional=True) for key in ("model_bytes", "adaptation_bytes")]
+    per_utterance = _mean(seconds)
     return Row(
         name=name,
         decodes=[_decode(folder, f) for folder, f in zip(folders, facts)],
         scored=scored,
         trainable=100 * _number(facts[0], "trainable_parameters", folders[0]) / max(total, 1),
         active_experts=_mean(active),
+        megabytes=None if sizes[0] is None else (sizes[0] + (sizes[1] or 0)) / 1e6,
+        milliseconds=None if per_utterance is None else 1000 * per_utterance,
     )
 
 
-def make_results(rows: Sequence[Row], general: str | None, bootstrap: Bootstrap) -> Results:
-    """Error rates of every system on each accent, on all accents but the general one pooled, and on the general one.
+def make_results(rows: Sequence[Row], general: str | None, bootstrap: Bootstrap, by: By = "accent") -> Results:
+    """Error rates of every system on each accent, on all accents but the general one pooled, and on the general one; or
+    on the whole and on each speaker.
 
     Args:
         rows: the systems, on the same utterances
         general: the accent that counts as the general domain; None if none does
         bootstrap: how to resample
+        by: what divides the test set
 
     Raises:
         UserError: no system, a name that comes twice, different utterances, or no utterance of accent `general`.
@@ -122,7 +139,7 @@ def make_results(rows: Sequence[Row], general: str | None, bootstrap: Bootstrap)
     if len(set(names)) < len(names):
         raise UserError(f"system '{max(names, key=names.count)}' is given twice")
     matched = [_match(rows[0], row) for row in rows]
-    columns = _columns(rows[0], general)
+    columns = {ALL: lambda x: True} if by == "speaker" else _columns(rows[0], general)
     compared_on = POOLED if POOLED in columns else next(iter(columns))
     parts = {column: [[x for x in row if select(x)] for row in matched] for column, select in columns.items()}
     first, *others = parts[compared_on]
@@ -133,7 +150,18 @@ def make_results(rows: Sequence[Row], general: str | None, bootstrap: Bootstrap)
         cells=[[summarise(parts[column][k], bootstrap) for column in columns] for k in range(len(rows))],
         p_values=[None, *(compare(first, other, bootstrap).p_value for other in others)],
         compared_on=compared_on,
+        by=by,
+        speakers=_speakers(matched, bootstrap) if by == "speaker" else {},
     )
+
+
+def _speakers(matched: Sequence[Sequence[Scored]], bootstrap: Bootstrap) -> dict[str, list[Summary]]:
+    """The summary of every row on each speaker."""
+    groups = [group_by(row, "speaker") for row in matched]
+    if not groups[0]:
+        raise UserError("no utterance has a speaker: add the column 'speaker' to the table, prepare and decode again")
+    alone = Bootstrap(bootstrap.replications, "utterance", bootstrap.seed)  # one speaker is one unit of speakers
+    return {name: [summarise(group[name], alone) for group in groups] for name in groups[0]}
 
 
 def _columns(row: Row, general: str | None) -> dict[str, Callable[[Scored], bool]]:

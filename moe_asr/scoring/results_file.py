@@ -18,6 +18,7 @@ START = "<!-- results: generated, changes here are lost; text before and after t
 END = "<!-- /results -->"
 _NAMES = {"wer": "Word", "cer": "Character", "mer": "Mixed"}
 _TOKENS = {"wer": "words", "cer": "characters", "mer": "tokens"}
+_MEASURED = {"MB": "megabytes", "ms / utterance": "milliseconds"}  # column: field of a row
 _LINE = 110
 
 
@@ -50,6 +51,8 @@ def update_results(path: str | Path, title: str, generated: str) -> None:
 def render(results: Results, recipe_dir: str | Path, metric: Metric, normaliser: str, bootstrap: Bootstrap) -> str:
     """The generated part: rates, counts, and how every row was made. No path of this machine gets into it."""
     parts = [_introduction(results, metric, normaliser, bootstrap), _rates(results)]
+    if results.speakers:
+        parts += ["### By speaker", f"{metric.upper()} in %; N reference tokens.", _by_speaker(results)]
     parts += ["### Counts", "N reference tokens, S substitutions, D deletions, I insertions.", _counts(results, metric)]
     parts += ["### How each row was made", *_origins(results, Path(recipe_dir).resolve())]
     return "\n\n".join(part.strip() for part in parts)
@@ -58,17 +61,22 @@ def render(results: Results, recipe_dir: str | Path, metric: Metric, normaliser:
 def rate_cells(results: Results, row: int, with_interval: bool = True) -> list[str]:
     """The cells of one system in the table of rates, after its name."""
     system, p_value = results.rows[row], results.p_values[row]
-    return [
-        *(_rate(cell, with_interval) for cell in results.cells[row]),
+    cells = [_rate(cell, with_interval) for cell in results.cells[row]]
+    if results.by == "speaker":
+        cells.append(_change(results, row))
+    cells += [
         "-" if p_value is None else p_text(p_value).removeprefix("p = ").removeprefix("p "),
         f"{system.trainable:.2f}",
-        "-" if system.active_experts is None else f"{system.active_experts:.2f}",
+        _decimal(system.active_experts, 2),
     ]
+    measured = {name: _decimal(getattr(system, field), 1) for name, field in _MEASURED.items()}
+    return cells + [measured[name] for name in _measured(results)]
 
 
 def rate_header(results: Results) -> list[str]:
-    """Column names of the table of rates."""
-    return ["system", *results.columns, "p", "trainable %", "active experts"]
+    """Column names of the table of rates; what no decode has measured is left out."""
+    change = ["change %"] if results.by == "speaker" else []
+    return ["system", *results.columns, *change, "p", "trainable %", "active experts", *_measured(results)]
 
 
 def portable(command: str, recipe_dir: Path) -> str:
@@ -114,7 +122,32 @@ def _introduction(results: Results, metric: Metric, normaliser: str, bootstrap: 
     if len(results.rows) > 1:
         where = "all utterances" if results.compared_on == ALL else f"'{results.compared_on}'"
         sentences.append(f"p: two-sided, paired, against {first.name} on {where}, not corrected for several rows.")
+    if results.by == "speaker":
+        sentences.append(f"change: of the rate, relative to {first.name}.")
+    if any(row.megabytes is not None for row in results.rows):
+        sentences.append("MB: the model's files and the adaptation to one domain.")
     return " ".join(sentences)
+
+
+def _measured(results: Results) -> list[str]:
+    return [name for name, field in _MEASURED.items() if any(getattr(row, field) is not None for row in results.rows)]
+
+
+def _change(results: Results, row: int) -> str:
+    first, own = (results.cells[k][0].counts.rate for k in (0, row))
+    return "-" if row == 0 or not first or own is None else f"{100 * (own - first) / first:+.1f}"
+
+
+def _decimal(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _by_speaker(results: Results) -> str:
+    rows = []
+    for name, summaries in results.speakers.items():
+        rows.append([name, f"{summaries[0].utterances:,}", f"{summaries[0].counts.n:,}"])
+        rows[-1] += [_rate(summary, with_interval=False) for summary in summaries]
+    return markdown_table(["speaker", "utterances", "N", *(row.name for row in results.rows)], rows)
 
 
 def _rates(results: Results) -> str:

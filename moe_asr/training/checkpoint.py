@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -39,7 +38,7 @@ def write_checkpoint(folder: Path, model: dict[str, Tensor], optimizer: dict[str
     """Writes `folder` as a whole or not at all.
 
     Args:
-        state: everything that is not a tensor, as JSON takes it; `milestone` and `valid_loss` are looked at here.
+        state: everything that is not a tensor, as JSON takes it; `milestone` and `valid` are looked at here.
 
     Raises:
         UserError: the disk is full or not writable; checkpoints written before are untouched.
@@ -123,13 +122,14 @@ def newest_checkpoint(root: Path, say: Callable[[str], None]) -> Path | None:
     return None
 
 
-def choose_milestones(root: Path, which: Literal["last", "best"], count: int) -> list[Path]:
-    """The last `count` milestones, or those of the smallest validation losses; in order of their steps."""
+def choose_milestones(root: Path, which: Literal["last", "lowest", "highest"], count: int) -> list[Path]:
+    """The last `count` milestones, or those of the lowest or highest `valid`; in order of their steps."""
     states = {folder: state for folder in find_checkpoints(root) if (state := _state_or_none(folder))}
     folders = [folder for folder, state in states.items() if state["milestone"]]
-    if which == "best":
-        losses = {f: loss for f in folders if (loss := states[f]["valid_loss"]) is not None and math.isfinite(loss)}
-        folders = sorted(sorted(losses, key=lambda f: losses[f])[:count], key=folders.index)
+    if which != "last":
+        sign = -1 if which == "highest" else 1
+        ranks = {f: sign * valid for f in folders if (valid := states[f]["valid"]) is not None}
+        folders = sorted(sorted(ranks, key=lambda f: ranks[f])[:count], key=folders.index)
     return folders[max(0, len(folders) - count) :]
 
 

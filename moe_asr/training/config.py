@@ -27,8 +27,10 @@ class TrainConfig:
         keep_checkpoints: Newest checkpoints kept, at least 2, besides those that the average may need.
         average: Which of the validated checkpoints the final weights are the mean of.
         average_count: How many.
+        best: What makes a checkpoint the best, on the validation data: the lowest loss or the highest accuracy; the
+            earliest among equals.
         patience: Updates in a row with a non-finite loss or gradient after which the run stops; fewer are skipped.
-        early_stopping: Validations without a new best loss after which the run ends; unset: never.
+        early_stopping: Validations without a new best after which the run ends; unset: never.
         tensorboard: Whether to write TensorBoard files.
     """
 
@@ -45,6 +47,7 @@ class TrainConfig:
     keep_checkpoints: int = 2
     average: Literal["last", "best"] = "last"
     average_count: int = 1
+    best: Literal["loss", "accuracy"] = "loss"
     patience: int = 10
     early_stopping: int | None = None
     tensorboard: bool = True

@@ -14,7 +14,7 @@ from torch import nn
 from moe_asr.errors import UserError
 from moe_asr.training.config import TrainConfig
 from moe_asr.training.distributed import rank
-from moe_asr.training.optimizer import build_optimizer, check_trainable, describe_parameters, shorten
+from moe_asr.training.optimizer import build_optimizer, check_trainable, describe_parameters, shorten, turns
 from moe_asr.training.reports import Reports
 from moe_asr.training.run_state import RunState
 from moe_asr.training.schedule import learning_rate_factor
@@ -143,8 +143,9 @@ class Trainer:
 
     def _update(self, batches: list) -> None:
         progress, optim = self.progress, self.config.optim
-        factor = learning_rate_factor(progress.step + 1, optim.schedule, self._decay_steps())
-        update = self._updater(batches, progress.epoch, progress.batch, optim.lr * factor)
+        factor = learning_rate_factor(progress.step + 1, optim.schedule, self._decay_steps(), progress.epoch)
+        turn = progress.step % turns(self._updater.optimizer) if optim.alternate else None
+        update = self._updater(batches, progress.epoch, progress.batch, optim.lr * factor, turn)
         progress.batch += len(batches)
         if self._seconds_of:
             self._heard += sum(map(self._seconds_of, batches))
@@ -152,6 +153,7 @@ class Trainer:
             progress.step += 1
             progress.skipped_in_a_row = 0
             progress.window.add(update.sums)
+            self._check_best(update.sums)
             if progress.step == 1 and update.unreached:
                 self.reports.say(f"warning: the first update had no gradient for {shorten(update.unreached)}")
             self._log(update)
@@ -209,17 +211,16 @@ class Trainer:
         if sums is None:
             return  # interrupted; it is due again when the run goes on
         progress.milestone = progress.step
-        progress.valid_loss = sums.loss if math.isfinite(sums.loss) else None
         line = f"after epoch {progress.epoch}" if progress.batch == 0 else f"in epoch {progress.epoch + 1}"
         line += f", step {progress.step}: "
         if self._valid_batches:
-            before = math.inf if progress.best_loss is None else progress.best_loss
-            best = progress.valid_loss is not None and progress.valid_loss < before
-            progress.best_loss = progress.valid_loss if best else progress.best_loss
-            progress.milestones_since_best = 0 if best else progress.milestones_since_best + 1
-            line += f"validation loss {sums.loss:.4g}{' (best)' if best else ''}, "
-            line += "".join(f"{name} {value:.3g}, " for name, value in sums.means.items() if value)
-            self.reports.record({**self._place(), "valid": {"loss": progress.valid_loss, "parts": sums.means}})
+            best = self._compare(sums)
+            shown = {name: value for name, value in sums.means.items() if value or name == config.best}
+            figures = {"loss": sums.loss, **shown}
+            marks = {config.best: " (best)"} if best else {}
+            line += "validation " + "".join(f"{k} {v:.4g}{marks.get(k, '')}, " for k, v in figures.items())
+            loss = sums.loss if math.isfinite(sums.loss) else None
+            self.reports.record({**self._place(), "valid": {"loss": loss, "parts": sums.means}})
         if self.reports.writer:
             for monitor in self.monitors:
                 monitor(self.reports.writer, progress.step, progress.epoch)
@@ -237,6 +238,23 @@ class Trainer:
                 return None
         self.model.train()
         return sums
+
+    def _compare(self, sums: LossSums) -> bool:
+        """Keeps the figure of a validation that the best goes by. Returns whether it is a new best."""
+        self._check_best(sums)
+        progress, config = self.progress, self.config
+        figure = sums.loss if config.best == "loss" else sums.means[config.best]
+        progress.valid = figure if math.isfinite(figure) and math.isfinite(sums.loss) else None
+        sign = 1 if config.best == "loss" else -1
+        best = progress.valid is not None and (progress.best is None or sign * progress.valid < sign * progress.best)
+        progress.best = progress.valid if best else progress.best
+        progress.milestones_since_best = 0 if best else progress.milestones_since_best + 1
+        return best
+
+    def _check_best(self, sums: LossSums) -> None:
+        if self.config.best != "loss" and self.config.best not in sums.parts:
+            reported = ", ".join(["loss", *sums.parts])
+            raise UserError(f"best: {self.config.best}, but this model reports only {reported}; use best: loss")
 
     def _place(self) -> dict[str, int]:
         return {"step": self.progress.step, "epoch": self.progress.epoch, "batch": self.progress.batch}

@@ -40,6 +40,8 @@ class OptimConfig:
         decay_vectors: whether weight decay also applies to parameters of fewer than two dimensions (biases, norms)
         clip_grad_norm: largest Euclidean norm of the whole gradient; unset: no clipping
         groups: parameters with a learning rate or weight decay of their own
+        alternate: whether the groups take turns, one an update, in their order and the rest last: each is then an
+            optimiser of its own, which sees every second (third, ...) update and clips its own gradient alone
         schedule: learning rate over the updates
     """
 
@@ -50,6 +52,7 @@ class OptimConfig:
     decay_vectors: bool = False
     clip_grad_norm: float | None = 5.0
     groups: tuple[GroupConfig, ...] = ()
+    alternate: bool = False
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
     def __post_init__(self):
@@ -82,16 +85,20 @@ def check_trainable(model: nn.Module, declared: Iterable[str]) -> None:
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over all trainable parameters; each group also carries `name`, `lr_factor` and `names` (of its parameters).
+    """AdamW over all trainable parameters.
+
+    Each of its groups also carries `name`, `lr_factor`, `names` (of its parameters) and `turn` (see `turns`).
 
     Raises:
-        UserError: a group's pattern is no regular expression or takes no trainable parameter.
+        UserError: a group's pattern is no regular expression or takes no trainable parameter, or groups should take
+            turns where there is only one.
     """
     patterns = [_compile(group.pattern) for group in config.groups]
-    kinds: list[dict] = [{"name": "default", "lr_factor": 1.0, "weight_decay": config.weight_decay}]
-    for group in config.groups:
+    last = len(config.groups)
+    kinds: list[dict] = [{"name": "default", "lr_factor": 1.0, "weight_decay": config.weight_decay, "turn": last}]
+    for turn, group in enumerate(config.groups):
         decay = config.weight_decay if group.weight_decay is None else group.weight_decay
-        kinds.append({"name": group.pattern, "lr_factor": group.lr_factor, "weight_decay": decay})
+        kinds.append({"name": group.pattern, "lr_factor": group.lr_factor, "weight_decay": decay, "turn": turn})
 
     members: dict[tuple[int, bool], dict[str, nn.Parameter]] = {}
     for name, parameter in trainable_parameters(model).items():
@@ -110,7 +117,18 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         if not decayed:
             group["weight_decay"] = 0.0
         groups.append(group)
+    if config.alternate and len({group["turn"] for group in groups}) < 2:
+        raise UserError(
+            "optim.alternate: the trainable parameters are all in one group; name others in optim.groups, or leave it"
+            " out"
+        )
     return torch.optim.AdamW(groups, betas=tuple(config.betas), eps=config.eps, fused=True)
+
+
+def turns(optimizer: torch.optim.Optimizer) -> int:
+    """How many groups there are to take turns; `turn` counts them from 0 in the order of the configuration, and those
+    of one name, with and without weight decay, share one."""
+    return 1 + max(group["turn"] for group in optimizer.param_groups)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,7 +27,7 @@ from moe_asr.device import pick_device
 from moe_asr.errors import SettingsChanged, UserError
 from moe_asr.experts import adapter_identity, base_identity
 from moe_asr.files import lock_folder
-from moe_asr.methods.adaptation import AdaptationConfig, AdaptedRecogniser, adapt
+from moe_asr.methods.adaptation import AdaptationConfig, AdaptedRecogniser, adapt, load_adapted
 from moe_asr.methods.pictures import RoutingMonitor
 from moe_asr.models.build import ModelConfig, build_model, complete_config
 from moe_asr.models.folder import FolderConfig, LoadedModel, load_model, save_model
@@ -34,12 +35,13 @@ from moe_asr.models.interface import Loss, Model, Recogniser
 from moe_asr.provenance import record
 from moe_asr.training.config import TrainConfig
 from moe_asr.training.loop import Trainer
+from moe_asr.training.run_state import Progress
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Trains a model from scratch (`model`), fine-tunes all of one (`init`), or trains experts on a frozen one (`init`
-    and `adaptation`).
+    """Trains a model from scratch (`model`), fine-tunes one (`init`), or trains experts on a frozen one (`init` and
+    `adaptation` or `init_adaptation`).
 
     Args:
         exp_dir: folder of the run; a run that was stopped there goes on
@@ -48,7 +50,10 @@ class RunConfig:
         model: what to train from scratch
         init: model folder to start from
         init_encoder: model folder whose encoder a model trained from scratch starts with
+        frozen: regular expressions found in the names of parameters that are not fine-tuned
         adaptation: experts to train on the frozen model
+        init_adaptation: adaptation folder with whose experts and routers to go on
+        train_only: which part of an adaptation to train: experts, routers or all
         tokens: folder of the token set, for a recogniser trained from scratch
         features: input of a model trained from scratch
         normaliser: name of the normaliser that the transcripts went through
@@ -66,7 +71,10 @@ class RunConfig:
     model: Optional[ModelConfig] = None
     init: Optional[str] = None
     init_encoder: Optional[str] = None
+    frozen: tuple[str, ...] = ()
     adaptation: Optional[AdaptationConfig] = None
+    init_adaptation: Optional[str] = None
+    train_only: Literal["all", "experts", "routers"] = "all"
     tokens: Optional[str] = None
     features: FeatureConfig = field(default_factory=FeatureConfig)
     normaliser: str = "none"
@@ -81,8 +89,8 @@ class RunConfig:
 _OUTCOME = ("config.yaml", "train.log", "metrics.jsonl", "skipped.jsonl", "tensorboard", "checkpoints", "final")
 
 
-def train(config: RunConfig) -> None:
-    """Runs the whole of it.
+def train(config: RunConfig) -> Progress:
+    """Runs the whole of it. Returns how far it came.
 
     Raises:
         UserError: the configuration contradicts itself or the data, or see `Trainer`
@@ -92,7 +100,7 @@ def train(config: RunConfig) -> None:
     exp_dir, device = Path(config.exp_dir), pick_device(config.device)
     torch.manual_seed(config.train.seed)
     folder, tokens, model = _start(config)
-    model, trainable = _prepare(config, model)
+    model, trainable = _prepare(config, model, folder)
     model.to(device).train()
     exp_dir.mkdir(parents=True, exist_ok=True)
     lock = lock_folder(exp_dir, "training in")
@@ -107,20 +115,44 @@ def train(config: RunConfig) -> None:
     finally:
         os.close(lock)
     print(f"saved {exp_dir / 'final'}")
+    return trainer.progress
 
 
-def _prepare(config: RunConfig, model: Model) -> tuple[nn.Module, list[str]]:
+def _prepare(config: RunConfig, model: Model, folder: FolderConfig) -> tuple[nn.Module, list[str]]:
     """The module to train, with experts where they are asked for, and the names of what is declared to train."""
-    if config.adaptation is None:
+    if config.adaptation is None and config.init_adaptation is None:
+        if folder.quantisation is not None:
+            raise UserError(f"{config.init} is quantised and cannot be fine-tuned: give an adaptation, or its original")
+        if config.train_only != "all":
+            raise UserError("train_only is for experts; use frozen for parts of a model")
         model.set_gradient_checkpointing(config.gradient_checkpointing)
-        return model, [name for name, _ in model.requires_grad_(True).named_parameters()]
+        return model, _unfreeze(model, config.frozen)
     if not isinstance(model, Recogniser):
         raise UserError(f"{config.init} is no recogniser; experts go on a recogniser")
-    adapted = adapt(model, replace(config.adaptation, domain_key=config.data.domain_key))
+    if config.frozen:
+        raise UserError("frozen is for fine-tuning: experts leave all of the model as it is; see train_only")
+    if config.adaptation is None:
+        adapted = load_adapted(model, config.init_adaptation)
+    else:
+        adapted = adapt(model, replace(config.adaptation, domain_key=config.data.domain_key))
+    adapted.adapter.train_only(config.train_only)
     adapted.adapter.check_trainable()
     model.set_gradient_checkpointing(config.gradient_checkpointing, adapted.adapter.checkpoint_context_fn)
-    declared = {id(parameter) for parameter in adapted.adapter.parameters()}
+    declared = {id(parameter) for parameter in adapted.adapter.trained_parameters()}
     return adapted, [name for name, parameter in adapted.named_parameters() if id(parameter) in declared]
+
+
+def _unfreeze(model: Model, frozen: tuple[str, ...]) -> list[str]:
+    """Has all parameters trained but those that match; returns their names."""
+    names = [name for name, _ in model.requires_grad_(True).named_parameters()]
+    for pattern in frozen:
+        matches = {name for name in names if re.search(pattern, name)}
+        if not matches:
+            raise UserError(f"frozen: '{pattern}' is found in no name of a parameter, such as {names[0]}")
+        names = [name for name in names if name not in matches]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
+    return names
 
 
 def _make_trainer(
@@ -186,7 +218,7 @@ def _remove_outcome(config: RunConfig, why: str) -> None:
 
 def _resolved(config: RunConfig, folder: FolderConfig, model: nn.Module) -> RunConfig:
     """The configuration with all that the data decided filled in."""
-    if isinstance(model, AdaptedRecogniser):
+    if config.adaptation is not None:
         return replace(config, adaptation=model.config)
     return config if config.model is None else replace(config, model=folder.model)
 
@@ -195,7 +227,7 @@ def _identity(config: RunConfig, model: nn.Module, tokens: Optional[Tokens]) -> 
     """All but the training settings that makes a run what it is, contents of files included."""
     manifests = [*config.data.manifests, *config.valid.manifests]
     without = replace(config, data=replace(config.data, num_workers=0), valid=replace(config.valid, num_workers=0))
-    initial = config.adaptation is not None and config.adaptation.initial_experts
+    initial = config.init_adaptation or config.adaptation is not None and config.adaptation.initial_experts
     left_out = ("train", "exp_dir", "device", "on_change", "gradient_checkpointing")
     return {
         **{key: value for key, value in to_plain(without).items() if key not in left_out},
@@ -210,12 +242,19 @@ def _start(config: RunConfig):
     """What belongs to the model, its tokens, and the model itself, fresh or loaded."""
     if (config.model is None) == (config.init is None):
         raise UserError("give either model (to train from scratch) or init (a model folder to start from)")
+    if config.adaptation is not None and config.init_adaptation is not None:
+        raise UserError("adaptation begins with fresh experts, init_adaptation goes on with others; give one of them")
     if config.init is not None:
         loaded = load_model(config.init)
         if config.init_encoder is not None:
             raise UserError("init starts with a whole model, init_encoder with an encoder; give one of them")
+        if loaded.config.quantisation is not None and config.adaptation is None and config.init_adaptation is None:
+            raise UserError(
+                f"{config.init} is quantised and cannot be fine-tuned as a whole: train experts on it (adaptation), or "
+                "fine-tune the model that it was made from and quantise that"
+            )
         return loaded.config, loaded.tokens, loaded.model
-    if config.adaptation is not None:
+    if config.adaptation is not None or config.init_adaptation is not None:
         raise UserError("experts go on a trained model: give init, a model folder")
     classifier = config.model.domain_classifier is not None
     if classifier == (config.tokens is not None):
@@ -233,6 +272,8 @@ def _start(config: RunConfig):
 def _take_encoder(model: Model, source: LoadedModel, folder: FolderConfig, name: str) -> None:
     if source.config.features != folder.features:
         raise UserError(f"init_encoder: {name} was trained on other features; set features to those in its config.yaml")
+    if source.config.quantisation is not None:
+        raise UserError(f"init_encoder: {name} is quantised; give the model that it was made from")
     own, theirs = model.encoder.state_dict(), source.model.encoder.state_dict()
     if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in theirs.items()}:
         raise UserError(f"init_encoder: the encoder of {name} has another size; see its config.yaml")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -33,8 +33,8 @@ class Progress:
         skipped_in_a_row: The same since the last update.
         decay_steps: Length of the learning rate's decay where the configuration leaves it open; fixed at the start.
         milestone: Step of the last milestone (validation or end of the run), -1 before the first.
-        valid_loss: Validation loss there; None without validation, or if it was not finite.
-        best_loss: The smallest so far.
+        valid: What the best is chosen by (loss or accuracy) there; None without validation, or if it was not finite.
+        best: The best so far.
         milestones_since_best: For early stopping.
         window: Loss since the last line of metrics.
     """
@@ -46,8 +46,8 @@ class Progress:
     skipped_in_a_row: int = 0
     decay_steps: int | None = None
     milestone: int = -1
-    valid_loss: float | None = None
-    best_loss: float | None = None
+    valid: float | None = None
+    best: float | None = None
     milestones_since_best: int = 0
     window: LossSums = field(default_factory=LossSums)
 
@@ -110,25 +110,30 @@ class RunState:
         progress, config = self.progress, self.config
         state = {
             "milestone": progress.milestone == progress.step,
-            "valid_loss": progress.valid_loss,
+            "valid": progress.valid,
             "progress": dataclasses.asdict(progress),
             "settings": self._settings,
         }
         folder = ckpt.checkpoint_folder(self.folder, progress.step)
         ckpt.write_checkpoint(folder, self.weights.tensors(), optimizer_tensors(self.optimizer), state)
         self._saved = place
-        best = config.average_count if config.average == "best" else 1
-        last = config.average_count if config.average == "last" else 1
-        keep = [*ckpt.choose_milestones(self.folder, "best", best), *ckpt.choose_milestones(self.folder, "last", last)]
+        keep = [
+            *self._milestones("best", config.average_count if config.average == "best" else 1),
+            *self._milestones("last", config.average_count if config.average == "last" else 1),
+        ]
         ckpt.prune_checkpoints(self.folder, config.keep_checkpoints, keep)
 
     def average(self) -> list[Path]:
         """Gives the model the mean of the milestones that the configuration asks for. Returns their folders."""
-        folders = ckpt.choose_milestones(self.folder, self.config.average, self.config.average_count)
+        folders = self._milestones(self.config.average, self.config.average_count)
         if not folders:
             raise UserError(f"no checkpoint in {self.folder} has a finite validation loss; use average: last")
         self.weights.load(ckpt.average_checkpoints(folders), str(self.folder))
         return folders
+
+    def _milestones(self, which: Literal["last", "best"], count: int) -> list[Path]:
+        best = "highest" if self.config.best == "accuracy" else "lowest"
+        return ckpt.choose_milestones(self.folder, best if which == "best" else "last", count)
 
     def _place(self) -> tuple:
         p = self.progress

@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the update's number: a scheduler without state to save."""
+"""The learning rate as a pure function of the numbers of update and epoch: a scheduler without state to save."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ class ScheduleConfig:
         warmup_steps: updates over which the rate rises linearly to its peak
         decay_steps: update at which linear and cosine reach final_factor; unset: the length of the run as first started
         final_factor: where linear and cosine end, as a factor of the peak
+        epoch_factor: factor that each epoch after the first multiplies the rate by, whatever the shape
     """
 
     kind: Literal["constant", "linear", "cosine", "inverse_sqrt"] = "constant"
     warmup_steps: int = 0
     decay_steps: int | None = None
     final_factor: float = 0.0
+    epoch_factor: float = 1.0
 
     def __post_init__(self):
         if self.warmup_steps < 0:
@@ -34,6 +36,8 @@ class ScheduleConfig:
             )
         if self.decay_steps is not None and self.decay_steps <= self.warmup_steps:
             raise UserError(f"schedule.decay_steps ({self.decay_steps}) must be more than warmup_steps")
+        if not self.epoch_factor > 0:
+            raise UserError(f"schedule.epoch_factor is {self.epoch_factor}; it must be above 0")
 
     @property
     def needs_length(self) -> bool:
@@ -41,10 +45,11 @@ class ScheduleConfig:
         return self.kind in ("linear", "cosine") and self.decay_steps is None
 
 
-def learning_rate_factor(step: int, config: ScheduleConfig, decay_steps: int = 0) -> float:
-    """Factor of the peak learning rate for update number `step` = 1, 2, ...
+def learning_rate_factor(step: int, config: ScheduleConfig, decay_steps: int = 0, epoch: int = 0) -> float:
+    """Factor of the peak learning rate for update number `step` = 1, 2, ... in epoch number `epoch` = 0, 1, ...
 
-    With W = warmup_steps, D = decay_steps, f = final_factor and u = (step - W) / (D - W) kept within [0, 1]:
+    With W = warmup_steps, D = decay_steps, f = final_factor and u = (step - W) / (D - W) kept within [0, 1] it is
+    epoch_factor^epoch times
 
         step <= W      step / W
         constant       1
@@ -55,6 +60,10 @@ def learning_rate_factor(step: int, config: ScheduleConfig, decay_steps: int = 0
     Args:
         decay_steps: D where `config` leaves it open.
     """
+    return config.epoch_factor**epoch * _shape(step, config, config.decay_steps or decay_steps)
+
+
+def _shape(step: int, config: ScheduleConfig, end: int) -> float:
     warmup = config.warmup_steps
     if step <= warmup:
         return step / warmup
@@ -62,7 +71,6 @@ def learning_rate_factor(step: int, config: ScheduleConfig, decay_steps: int = 0
         return 1.0
     if config.kind == "inverse_sqrt":
         return math.sqrt(warmup / step)
-    end = config.decay_steps or decay_steps
     # A run no longer than its warm-up has nothing left to decay over.
     u = min(max((step - warmup) / max(end - warmup, 1), 0.0), 1.0)
     shape = 1 - u if config.kind == "linear" else (1 + math.cos(math.pi * u)) / 2

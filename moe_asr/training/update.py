@@ -63,7 +63,8 @@ class Update:
 
     Args:
         sums: loss over all its batches and processes
-        grad_norm: Euclidean norm of the gradient of the normalised loss, before clipping
+        grad_norm: Euclidean norm of the gradient of the normalised loss, before clipping; of the group that has its
+            turn where groups alternate
         made: False if loss or gradient was not finite: then weights and optimiser are as before
         bad_batches: where it was not made, the batches at fault: those of non-finite loss, or else all
         unreached: parameters that should train and got no gradient
@@ -96,8 +97,12 @@ class Updater:
         self._limit = clip_grad_norm or math.inf
         self._bf16, self._seed = precision == "bf16", seed
 
-    def __call__(self, batches: Sequence, epoch: int, first: int, lr: float) -> Update:
-        """Consumes `batches`, the first of which is number `first` of its epoch, at learning rate `lr`."""
+    def __call__(self, batches: Sequence, epoch: int, first: int, lr: float, turn: int | None = None) -> Update:
+        """Consumes `batches`, the first of which is number `first` of its epoch, at learning rate `lr`.
+
+        Args:
+            turn: the only groups to update are those of this turn, see `optimizer.turns`; None: all
+        """
         losses = []
         for number, batch in enumerate(batches, first):
             torch.manual_seed(batch_seed(self._seed, epoch, number, "model"))
@@ -107,9 +112,12 @@ class Updater:
             losses.append(loss)
         names, summed = _sum(losses, self.device)
         summed = global_sum(summed)
-        named = [pair for group in self.optimizer.param_groups for pair in zip(group["names"], group["params"])]
-        grads = [p.grad for _, p in named if p.grad is not None]
+        groups = self.optimizer.param_groups
+        named = [pair for group in groups for pair in zip(group["names"], group["params"])]
         unreached = tuple(name for name, p in named if p.grad is None)
+        for parameter in (p for group in groups if turn not in (None, group["turn"]) for p in group["params"]):
+            parameter.grad = None  # so that the optimiser passes it over: weights, running means and counts stay
+        grads = [p.grad for _, p in named if p.grad is not None]
         # Data parallelism leaves the mean of the processes' gradients, where the loss is a sum over them.
         norm = torch.nn.utils.get_total_norm(grads).double() * world_size() / summed[1]
         totals = torch.stack([loss.total.detach().double() for loss in losses])

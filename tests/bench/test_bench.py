@@ -37,6 +37,21 @@ def test_expert_layer_against_peft(rows, capsys):
     assert lines and not any("not measured" in line for line in lines)
 
 
+def test_nf4_equals_bitsandbytes_and_has_its_size(capsys):
+    pytest.importorskip("bitsandbytes")
+    import nf4
+
+    common.main(nf4.make_rows, "", ["--quick", "--check", "--rows", "bitsandbytes", "bits per weight"])
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 2 + 4
+
+
+def test_nf4_is_timed(capsys):
+    import nf4
+
+    common.main(nf4.make_rows, "", ["--quick", "--rows", "NF4"])
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 5
+
+
 def row(value, bar, better="lower"):
     return common.Row("one", lambda rounds: [value] * rounds, bar, better=better)
 

@@ -106,6 +106,19 @@ def test_unknown_domains(tmp_path, corpus):
     assert {int(d) for batch in by_speaker for d in batch.domains_N} == {0, 1, 2, 3}
 
 
+def test_one_speaker(tmp_path, corpus):
+    loader = BatchLoader(config(tmp_path, speaker="speaker2", max_utterances=3, max_duration=60.0), corpus[1])
+    batches = list(loader)
+    assert {id for batch in batches for id in batch.ids} == {f"u{i}" for i in range(2, 30, 4)}
+    assert {name for batch in batches for name in batch.speakers} == {"speaker2"}
+    assert max(len(batch) for batch in batches) == 3
+
+
+def test_a_speaker_without_utterances(tmp_path, corpus):
+    with pytest.raises(UserError, match="m.jsonl has no utterance of speaker anna; it has 4 speakers, such as"):
+        BatchLoader(config(tmp_path, speaker="anna"), None)
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_lost_audio_is_one_line(tmp_path, corpus, num_workers):
     (tmp_path / "7.wav").unlink()

@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from moe_asr.data.download import download, extract
+from moe_asr.data.download import download, extract, fetch
 from moe_asr.errors import UserError
 
 CONTENT = bytes(range(256)) * 4000
@@ -162,3 +162,39 @@ def test_damaged_archive_leaves_nothing(tmp_path, make, name):
     with pytest.raises(UserError, match="cannot unpack"):
         extract(tmp_path / name, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def archive(tmp_path, monkeypatch):
+    """An archive as the server's content: a corpus with one part and a list beside it."""
+    make_tar(tmp_path / "made", ["Corpus/LIST.TXT", "Corpus/part/1/a.txt", "Corpus/part/b.txt"])
+    content = (tmp_path / "made").read_bytes()
+    monkeypatch.setattr(f"{__name__}.CONTENT", content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def test_fetch_puts_parts_beside_each_other_and_does_nothing_twice(server, archive, tmp_path):
+    (tmp_path / "d/Corpus/other").mkdir(parents=True)
+    for _ in range(2):
+        fetch(server.url, tmp_path / "d", archive, "Corpus/part")
+        (tmp_path / "d/corpus.zip").unlink(missing_ok=True)
+    assert len(server.ranges) == 1
+    found = sorted(path.relative_to(tmp_path / "d").as_posix() for path in (tmp_path / "d").rglob("*"))
+    assert found == ["Corpus", "Corpus/LIST.TXT", "Corpus/other", "Corpus/part", "Corpus/part/1",
+                     "Corpus/part/1/a.txt", "Corpus/part/b.txt"]  # fmt: skip
+
+
+def test_fetch_goes_on_after_an_interruption(server, archive, tmp_path):
+    server.break_after = 50
+    with pytest.raises(UserError, match="50 of .* bytes; run again to go on"):
+        fetch(server.url, tmp_path / "d", archive, "Corpus/part")
+    assert not (tmp_path / "d/Corpus").exists()
+    server.break_after = None
+    fetch(server.url, tmp_path / "d", archive, "Corpus/part")
+    assert server.ranges == [None, "bytes=50-"] and (tmp_path / "d/Corpus/part/b.txt").is_file()
+
+
+def test_fetch_of_another_archive_is_refused(server, archive, tmp_path):
+    with pytest.raises(UserError, match="holds no folder Corpus/else"):
+        fetch(server.url, tmp_path / "d", archive, "Corpus/else")
+    assert not (tmp_path / "d/Corpus").exists()

@@ -22,13 +22,15 @@ def padded(batches, durations):
     num_buckets=st.integers(1, 12),
     factors=st.sampled_from([(1.0,), (0.9, 1.0, 1.1), (0.5,)]),
     shuffle=st.booleans(),
+    most=st.integers(0, 9),
     epoch=st.integers(0, 5),
 )
-def test_each_utterance_once_and_no_batch_too_long(durations, num_buckets, factors, shuffle, epoch):
-    plan = BatchPlan(durations, 40.0, num_buckets, seed=3, shuffle=shuffle, speed_factors=factors)
+def test_each_utterance_once_and_no_batch_too_long(durations, num_buckets, factors, shuffle, most, epoch):
+    plan = BatchPlan(durations, 40.0, num_buckets, 3, shuffle, factors, max_utterances=most)
     batches, played = plan.epoch(epoch), durations / plan.speeds(epoch)
     assert Counter(i for batch in batches for i in batch) == Counter(range(len(durations)))
     assert all(max(played[i] for i in batch) * len(batch) <= 40.0 * (1 + 1e-9) for batch in batches)
+    assert all(0 < len(batch) <= (most or len(durations)) for batch in batches)
 
 
 def test_an_epoch_depends_on_nothing_but_its_number():
@@ -75,6 +77,12 @@ def test_without_shuffling_longest_first():
     assert plan.epoch(0) == plan.epoch(7) == [[1, 3], [2, 0, 4]]
 
 
+def test_batches_of_so_many_utterances():
+    batches = BatchPlan(DURATIONS, 1e6, num_buckets=1, max_utterances=8).epoch(0)
+    assert sorted(len(batch) for batch in batches) == [8] * 625
+    assert BatchPlan([1.0, 3.0, 2.0, 3.0, 0.5], 6.0, shuffle=False, max_utterances=2).epoch(0) == [[1, 3], [2, 0], [4]]
+
+
 def test_speeds_are_drawn_evenly():
     counts = Counter(BatchPlan(DURATIONS, 60.0, speed_factors=(0.9, 1.0, 1.1)).speeds(0).tolist())
     assert set(counts) == {0.9, 1.0, 1.1} and min(counts.values()) > 0.3 * len(DURATIONS)
@@ -92,6 +100,7 @@ def test_a_full_batch_is_not_split_by_rounding():
         ([58.0], {"speed_factors": (0.9,)}, "the longest 64.4 s"),
         ([1.0], {"num_buckets": 0}, "num_buckets must be at least 1"),
         ([1.0], {"speed_factors": (0.0,)}, "speed_factors positive"),
+        ([1.0], {"max_utterances": -1}, "max_utterances is -1; it must be at least 1, or 0 for no limit"),
     ],
 )
 def test_what_cannot_be_planned_is_refused(durations, keywords, message):

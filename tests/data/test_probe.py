@@ -32,6 +32,19 @@ def test_truncated_wav_says_how_much_is_there(make_audio):
     assert probe(str(path)) == AudioFacts(problem="truncated audio", detail="16000 of 32000 bytes of samples")
 
 
+def test_truncated_sphere_says_how_much_is_there(make_audio):
+    path = Path(make_audio("a.sph", seconds=1.0, format="NIST", subtype="PCM_16"))
+    assert (probe(str(path)).num_samples, probe(str(path)).problem) == (16000, "")
+    path.write_bytes(path.read_bytes()[: 1024 + 16000])
+    assert probe(str(path)) == AudioFacts(problem="truncated audio", detail="16000 of 32000 bytes of samples")
+
+
+@pytest.mark.parametrize("header", ["NIST_1A\n", "NIST_1A\n   1024\nsample_count -i many\nend_head\n", "NIST\xff"])
+def test_a_sphere_header_that_is_none(tmp_path, header):
+    (tmp_path / "a.sph").write_bytes(header.encode("latin-1").ljust(3000, b"\0"))
+    assert probe(str(tmp_path / "a.sph")).problem in ("unreadable audio", "silent", "no samples")
+
+
 def test_wav_without_samples_after_the_header(make_audio):
     path = Path(make_audio())
     path.write_bytes(path.read_bytes()[:36])

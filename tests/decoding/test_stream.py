@@ -48,6 +48,14 @@ def test_result_is_what_scoring_reads_in_the_order_of_the_manifest(tmp_path):
     assert read_system(tmp_path / "new/out") == {"model": "exp/final"}
 
 
+def test_counts_over_interruptions(tmp_path):
+    for names, marks in ((IDS[:3], {"truncated": True}), (IDS[3:5], {}), (IDS[5:], {"truncated": True})):
+        with HypothesisStream(tmp_path, SETTINGS, IDS) as stream:
+            stream.write([{**hypothesis(name), **marks} for name in names])
+            found = stream.count("truncated"), stream.count("other")
+    assert found == (5, 0)
+
+
 @pytest.mark.parametrize("stop_after", [0, 1, 2, 3])
 def test_goes_on_where_it_stopped_with_the_same_bytes(tmp_path, expected, stop_after):
     out = tmp_path / "out"

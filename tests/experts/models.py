@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from moe_asr.experts import ExpertSpec, RouterSpec
+from moe_asr.experts import ExpertSpec, RouterSpec, attach
 
 
 class Block(nn.Module):
@@ -42,6 +42,7 @@ def fill(adapter, seed=1):
 
 E = 3
 TARGETS = ("q_proj", "k_proj", "up", "down")
+ATTENTION = dict(route="local", select="all", granularity="utterance", pooling="attention", bias=True, scope="kind")
 SPECS = {
     "hdmole": ExpertSpec(TARGETS, E, 2),
     "given": ExpertSpec(TARGETS, E, 2, router=RouterSpec(route="given", select="all")),
@@ -51,6 +52,23 @@ SPECS = {
     "sparsegen": ExpertSpec(TARGETS, E, 2, router=RouterSpec(route="local", select="sparsegen")),
     "pooled": ExpertSpec(TARGETS, E, 2, router=RouterSpec(granularity="utterance")),
     "factor": ExpertSpec(TARGETS, E, 2, mixing="factor", router=RouterSpec(granularity="utterance", select="all")),
+    "saml": ExpertSpec(("q_proj", "k_proj"), E, 2, mixing="factor", router=RouterSpec(**ATTENTION)),
+    "prefix": ExpertSpec(("q_proj", "k_proj"), E, 2, mixing="factor", router=RouterSpec(**ATTENTION, over="prefix")),
     "block": ExpertSpec(("q_proj", "k_proj"), E, 2, router=RouterSpec(scope="block")),
     "model": ExpertSpec(("q_proj", "k_proj", "up"), E, 2, router=RouterSpec(scope="model")),
 }
+
+LENGTHS = torch.tensor([7, 3, 5])
+DOMAINS = torch.tensor([0, 2, 1])
+
+
+def batch(seed=3):
+    return torch.randn(3, 7, 12, generator=torch.Generator().manual_seed(seed))
+
+
+def adapted(name, filled=True):
+    model = Tower()
+    adapter = attach(model, SPECS[name])
+    if filled:
+        fill(adapter)
+    return model, adapter

@@ -2,27 +2,11 @@ import copy
 
 import pytest
 import torch
-from models import SPECS, E, Tower, fill
+from models import DOMAINS, LENGTHS, SPECS, E, Tower, adapted, batch, fill
 from torch import nn
 
 from moe_asr.errors import UserError
 from moe_asr.experts import ExpertLinear, ExpertSpec, RouterSpec, attach, base_identity
-
-LENGTHS = torch.tensor([7, 3, 5])
-DOMAINS = torch.tensor([0, 2, 1])
-
-
-def batch(seed=3):
-    return torch.randn(3, 7, 12, generator=torch.Generator().manual_seed(seed))
-
-
-def adapted(name, filled=True):
-    model = Tower()
-    adapter = attach(model, SPECS[name])
-    if filled:
-        fill(adapter)
-    return model, adapter
-
 
 every_spec = pytest.mark.parametrize("name", SPECS)
 
@@ -82,46 +66,6 @@ def test_base_keeps_its_bytes_and_only_experts_get_gradient(name, tmp_path):
     assert base_identity(model) == before
     assert base_identity(adapter.detach()) == before
     assert not any(isinstance(m, ExpertLinear) for m in model.modules())
-
-
-def test_forward_neither_unfreezes_nor_changes_mode():
-    model, adapter = adapted("hdmole")
-    model.eval()
-    for parameter in adapter.parameters():
-        parameter.requires_grad_(False)
-    with adapter.route(domains=DOMAINS, lengths=LENGTHS):
-        model(batch())
-    assert not any(p.requires_grad for p in model.parameters()) and not any(m.training for m in model.modules())
-    with pytest.raises(UserError, match="frozen"):
-        adapter.check_trainable()
-
-
-def test_check_trainable_refuses_an_unfrozen_base():
-    model, adapter = adapted("hdmole")
-    model.norm.weight.requires_grad_(True)
-    with pytest.raises(UserError, match="norm.weight would be trained"):
-        adapter.check_trainable()
-
-
-@pytest.mark.parametrize("name", ["given", "factor"])
-def test_merged_equals_fixed_weights_and_leaves_the_model_alone(name):
-    model, adapter = adapted(name)
-    x, weights = batch(), torch.tensor([0.2, 0.5, 0.3])
-    before = {n: p.clone() for n, p in model.state_dict().items()}
-    merged = adapter.merged(weights)
-    assert not any(isinstance(m, ExpertLinear) for m in merged.modules())
-    assert not any(p.requires_grad for p in merged.parameters())
-    spec = SPECS[name]
-    plain = Tower()
-    given = attach(
-        plain, ExpertSpec(spec.targets, E, 2, mixing=spec.mixing, router=RouterSpec(route="given", select="all"))
-    )
-    given.load_state_dict({n: t for n, t in adapter.state_dict().items() if ".router." not in n})
-    with given.route(domains=weights.expand(3, E)):
-        torch.testing.assert_close(merged(x), plain(x), rtol=1e-4, atol=1e-5)
-    assert all(torch.equal(before[n], p) for n, p in model.state_dict().items())
-    with pytest.raises(UserError, match="one weight for each of the 3"):
-        adapter.merged([1.0, 0.0])
 
 
 @pytest.mark.parametrize("frames", [4, 40])
@@ -261,21 +205,6 @@ def test_dropout_acts_on_the_experts_alone():
         assert not torch.equal(layer(x), layer(x))
         model.eval()
         assert torch.equal(layer(x), layer(x))
-
-
-def test_expert_moves_between_adapters():
-    (_, one), (_, two) = adapted("given"), adapted("dense")
-    two.set_expert(2, one.expert(0))
-    for name, (A, B) in two.expert(2).items():
-        assert torch.equal(A, one.layers[name].A[0]) and torch.equal(B, one.layers[name].B[0])
-    with pytest.raises(UserError, match="rank 4"):
-        two.set_expert(
-            0, {n: (torch.zeros(4, a.shape[1]), torch.zeros(4, b.shape[1])) for n, (a, b) in two.expert(0).items()}
-        )
-    with pytest.raises(UserError, match="different layers"):
-        two.set_expert(0, {})
-    with pytest.raises(UserError, match="experts 0 to 2"):
-        two.expert(3)
 
 
 def test_same_start():

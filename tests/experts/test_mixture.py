@@ -20,7 +20,7 @@ def setup(bias=True, per_frame=True, seed=0, R=2):
     return base, x, A, B, gates
 
 
-CASES = [("product", True), ("product", False), ("factor", False)]
+CASES = [("product", True), ("product", False), ("factor", True), ("factor", False)]
 
 
 def mix(mixing, *args):
@@ -70,7 +70,7 @@ def test_zero_bank_equals_base_bit_for_bit():
     x, A = torch.randn(3, 50, 37), torch.randn(5, 3, 37)
     for gates in (torch.rand(3, 50, 5), torch.rand(3, 5)):
         assert torch.equal(product_mixture(base, x, A, torch.zeros(5, 3, 41), gates, 2.0), base(x))
-    assert torch.equal(factor_mixture(base, x, A, torch.zeros(5, 3, 41), torch.rand(3, 5), 2.0), base(x))
+        assert torch.equal(factor_mixture(base, x, A, torch.zeros(5, 3, 41), gates, 2.0), base(x))
 
 
 @pytest.mark.parametrize("mixing, per_frame", CASES)
@@ -99,8 +99,17 @@ def test_identical_experts_give_that_expert(mixing, per_frame):
     torch.testing.assert_close(y, alone, rtol=1e-12, atol=1e-12)
 
 
-def test_factor_differs_from_product():
+def test_equal_weights_of_frames_are_those_of_the_utterance():
     base, x, A, B, gates = setup(per_frame=False)
+    frames = gates[:, None].expand(N, T, E)
+    for mixture in (product_mixture, factor_mixture):
+        expected = mixture(base, x, A, B, gates, SCALE)
+        torch.testing.assert_close(mixture(base, x, A, B, frames, SCALE), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("per_frame", [True, False])
+def test_factor_differs_from_product(per_frame):
+    base, x, A, B, gates = setup(per_frame=per_frame)
     product = product_mixture(base, x, A, B, gates, SCALE)
     factor = factor_mixture(base, x, A, B, gates, SCALE)
     assert (product - factor).abs().max() > 0.1

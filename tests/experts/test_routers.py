@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import reference
@@ -19,7 +20,9 @@ def setup(seed=0, **options):
         torch.nn.init.normal_(parameter)
     x = torch.randn(N, T, I, dtype=torch.double)
     domains = torch.randn(N, E, dtype=torch.double).softmax(-1)
-    return router, x, make_routing(E, domains=domains, lengths=LENGTHS)
+    routing = make_routing(E, domains=domains, lengths=LENGTHS)
+    routing.memory = torch.randn(N, T, I, dtype=torch.double), routing.mask("default", T)
+    return router, x, routing
 
 
 def run(router, x, routing):
@@ -37,18 +40,36 @@ def select(spec, p_E, tau_logit):
     return reference.soft_threshold(p_E, level / E)
 
 
-def naive(router, x_TI, g_E, frames, t):
+def pooled(router, x_TI, memory_TI, frames, t):
+    """z of one utterance, from `AttentivePooling` and means, which have tests of their own."""
+    spec, parts = router.spec, []
+    last = {"real": frames, "prefix": t + 1, "all": T}[spec.over]
+    for source, frames_TI, count in (("layer", x_TI, last), ("memory", memory_TI, T if spec.over == "all" else frames)):
+        if spec.source not in (source, "both"):
+            continue
+        if spec.pooling == "mean":
+            parts.append(frames_TI[:count].mean(0))
+        else:
+            over = "prefix" if (spec.over, source) == ("prefix", "layer") else "real"
+            pooling = getattr(router, f"pool_{source}")
+            parts.append(pooling(frames_TI[None, :count], torch.ones(1, count, dtype=torch.bool), over)[0, -1])
+    return torch.cat(parts)
+
+
+def naive(router, x_TI, memory_TI, g_E, frames, t):
     """Weights of one frame of one utterance."""
     spec, mean = router.spec, x_TI[:frames].mean(0)
+    looked_at = x_TI[t] if spec.granularity == "frame" else pooled(router, x_TI, memory_TI, frames, t)
     parts = {}
     for route, p_E, seen in (
         ("global", (g_E.log() / spec.temperature).softmax(-1), mean),
-        ("local", None, mean if spec.granularity == "utterance" else x_TI[t]),
+        ("local", None, looked_at),
     ):
         if {"given": "global", "local": "local"}.get(spec.route, route) != route:
             continue
         if route == "local":
-            p_E = (router.local @ seen).softmax(-1)
+            logits_E = router.local @ seen + getattr(router, "local_bias", 0)
+            p_E = (logits_E / spec.local_temperature).softmax(-1)
         tau = getattr(router, f"threshold_{route}_bias", torch.zeros(1))
         if hasattr(router, f"threshold_{route}"):
             tau = tau + getattr(router, f"threshold_{route}")[0] @ seen
@@ -57,13 +78,14 @@ def naive(router, x_TI, g_E, frames, t):
         return next(iter(parts.values()))
     g, l = parts["global"], parts["local"]
     if spec.combine == "gate":
-        a = (router.gate @ (mean if spec.granularity == "utterance" else x_TI[t])).softmax(-1)
+        a = (router.gate @ looked_at).softmax(-1)
         return a[0] * g + a[1] * l
     if spec.combine == "product":
         return g * l / (g * l).sum() if (g * l).sum() > 0 else (g + l) / 2
     return (g + l) if spec.combine == "sum" else (g + l) / 2
 
 
+UTTERANCE = dict(route="local", select="all", granularity="utterance")
 OPTIONS = [
     dict(route="given", select="all"),
     dict(route="given", select="topk", top_k=1),
@@ -85,18 +107,34 @@ OPTIONS = [
     dict(combine="product"),
     dict(combine="gate", granularity="utterance"),
     dict(granularity="utterance"),
+    dict(route="local", bias=True, local_temperature=0.3),
+    dict(**UTTERANCE, pooling="attention", bias=True, local_temperature=2.0),
+    dict(**UTTERANCE, pooling="attention", source="memory"),
+    dict(**UTTERANCE, pooling="attention", source="both", bias=True),
+    dict(**UTTERANCE, pooling="attention", source="both", over="prefix"),
+    dict(UTTERANCE, pooling="attention", over="prefix", select="topk", top_k=1),
+    dict(**UTTERANCE, source="both"),
+    dict(**UTTERANCE, over="prefix"),
+    dict(granularity="utterance", source="both", pooling="attention", combine="gate", threshold="input"),
+    dict(granularity="utterance", source="memory", threshold="learned", combine="product"),
+]
+OVER_ALL = [
+    dict(**UTTERANCE, pooling=p, over="all", source=s) for p in ("mean", "attention") for s in ("layer", "both")
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(f"{k}={v}" for k, v in o.items()) or "hdmole")
+@pytest.mark.parametrize(
+    "options", OPTIONS + OVER_ALL, ids=lambda o: "-".join(f"{k}={v}" for k, v in o.items()) or "hdmole"
+)
 def test_weights_equal_naive_loop(options):
     router, x, routing = setup(**options)
     w = run(router, x, routing)
     per_frame = w.dim() == 3
-    assert per_frame == (router.spec.route != "given" and router.spec.granularity == "frame")
+    spec = router.spec
+    assert per_frame == (spec.route != "given" and (spec.granularity == "frame" or spec.over == "prefix"))
     for n in range(N):
         for t in range(int(LENGTHS[n])):
-            expected = naive(router, x[n], routing.domains_NE[n], int(LENGTHS[n]), t)
+            expected = naive(router, x[n], routing.memory[0][n], routing.domains_NE[n], int(LENGTHS[n]), t)
             torch.testing.assert_close(w[n, t] if per_frame else w[n], expected)
 
 
@@ -116,18 +154,21 @@ def test_sum_survivors_and_gradients(options):
 
 
 @pytest.mark.parametrize("options", [dict(), dict(combine="gate"), dict(route="local"), dict(select="sparsegen"),
-                                     dict(threshold="learned"), dict(granularity="utterance")])  # fmt: skip
+                                     dict(threshold="learned"), dict(granularity="utterance"),
+                                     dict(**UTTERANCE, pooling="attention", source="both", over="prefix"),
+                                     dict(**UTTERANCE, pooling="attention", source="both", bias=True)])  # fmt: skip
 def test_gradcheck(options):
     router, x, routing = setup(**options)
     x.requires_grad_()
+    memory = routing.memory[0].requires_grad_()
 
-    def function(x, *parameters):
+    def function(x, memory, *parameters):
         return torch.func.functional_call(
             router, dict(zip(names, parameters)), (x, routing.mask("default", T), routing)
         )
 
     names, parameters = zip(*[(n, p.detach().requires_grad_()) for n, p in router.named_parameters()])
-    assert torch.autograd.gradcheck(function, (x, *parameters))
+    assert torch.autograd.gradcheck(function, (x, memory, *parameters))
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -137,16 +178,33 @@ def test_padding_and_batch_mates_change_nothing(options):
     noisy = x.clone()
     for n in range(N):
         noisy[n, LENGTHS[n] :] = float("nan")
-    padded = run(router, noisy, routing)
+    states, mask = routing.memory
+    padded = run(router, noisy, replace(routing, memory=(torch.where(mask[..., None], states, float("nan")), mask)))
     for n in range(N):
         length = int(LENGTHS[n])
-        alone = run(
-            router, x[n : n + 1, :length],
-            make_routing(E, domains=routing.domains_NE[n : n + 1], lengths=LENGTHS[n : n + 1]),
-        )  # fmt: skip
+        one = make_routing(E, domains=routing.domains_NE[n : n + 1], lengths=LENGTHS[n : n + 1])
+        one.memory = states[n : n + 1, :length], mask[n : n + 1, :length]
+        alone = run(router, x[n : n + 1, :length], one)
         cut = slice(0, length) if together.dim() == 3 else slice(None)
         torch.testing.assert_close(together[n, cut], alone[0], rtol=1e-12, atol=1e-12)
         assert torch.equal(padded[n, cut], together[n, cut])
+
+
+@pytest.mark.parametrize("options", OVER_ALL)
+def test_over_all_takes_no_mask_and_sees_padding(options):
+    router, x, routing = setup(**options)
+    together = router(x, None, replace(routing, memory=(routing.memory[0], None)))
+    torch.testing.assert_close(together, run(router, x, routing), rtol=0, atol=0)
+    changed = x.clone()
+    changed[1, 2:] += 1
+    assert not torch.allclose(run(router, changed, routing)[1], together[1])
+
+
+def test_rows_are_the_routing_of_some_utterances():
+    router, x, routing = setup(granularity="utterance", source="both", pooling="attention")
+    routing.scale_N = torch.tensor([1.0, 0.5, 0.25], dtype=torch.double)
+    rows = torch.tensor([2, 0])
+    torch.testing.assert_close(run(router, x[rows], routing.rows(rows)), run(router, x, routing)[rows])
 
 
 def test_utterance_scale_reaches_the_weights():
@@ -217,7 +275,21 @@ def test_errors_say_what_to_do():
         make_routing(E, domains=torch.tensor([[0.0, 0.0, 0.0, 0.0]]))
     with pytest.raises(UserError, match="finite"):
         make_routing(E, domains=torch.full((2, 4), float("nan")))
-    for options in (dict(hard=True), dict(fixed_threshold=1.0), dict(top_k=0), dict(temperature=0.0)):
+    memory, x = routing.memory, x[:2]
+    for source in ("memory", "both"):
+        router, _, _ = setup(**UTTERANCE, source=source)
+        for bad, says in ((None, "routing.memory"), (memory, "3 utterances, but the layer sees 2"),
+                          ((torch.randn(2, 4, 5), torch.ones(2, 4).bool()), "memory is 5 wide")):  # fmt: skip
+            with pytest.raises(UserError, match=says):
+                router(x, torch.ones(2, T).bool(), Routing(memory=bad))
+    bad = (dict(hard=True), dict(fixed_threshold=1.0), dict(top_k=0), dict(temperature=0.0))
+    pooling = (dict(pooling="attention"), dict(over="all"), dict(source="both"), dict(source="memory", route="given"))
+    for options in (
+        *bad,
+        *pooling,
+        dict(local_temperature=0.0),
+        dict(granularity="utterance", source="memory", over="prefix"),
+    ):
         with pytest.raises(UserError, match="router: "):
             RouterSpec(**options)
     with pytest.raises(UserError, match="there are 4 experts"):

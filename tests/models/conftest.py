@@ -1,9 +1,13 @@
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 
 from moe_asr.models.conformer import ConformerConfig
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `import whisper_checkpoints`
 
 
 @dataclass

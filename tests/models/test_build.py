@@ -34,7 +34,7 @@ def test_complete_configuration_stays_and_survives_plain_form(recogniser, classi
 
 
 def test_none_or_two_are_refused(recogniser, classifier):
-    both = ModelConfig(recogniser.conformer_ctc, classifier.domain_classifier)
+    both = ModelConfig(recogniser.conformer_ctc, domain_classifier=classifier.domain_classifier)
     with pytest.raises(UserError, match="not none"):
         build_model(ModelConfig())
     with pytest.raises(UserError, match="not conformer_ctc and domain_classifier"):

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from moe_asr.errors import UserError
-from moe_asr.models.conformer_ctc import ConformerCTC, ConformerCTCConfig, required_frames
+from moe_asr.models.conformer_ctc import ConformerCTC, ConformerCTCConfig
+from moe_asr.models.ctc_loss import required_frames
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,10 +10,12 @@ from moe_asr.config import load_config, save_config
 from moe_asr.data.features import FeatureConfig
 from moe_asr.data.tokens import train_tokens
 from moe_asr.errors import UserError
+from moe_asr.experts import base_identity
 from moe_asr.models.build import ModelConfig, build_model
 from moe_asr.models.conformer_ctc import ConformerCTCConfig
 from moe_asr.models.domain_classifier import DomainClassifierConfig
-from moe_asr.models.folder import FolderConfig, load_model, save_model
+from moe_asr.models.folder import FolderConfig, load_model, save_model, tensor_bytes
+from moe_asr.quant import QuantConfig, is_quantised, quantise
 
 
 @pytest.fixture
@@ -60,6 +63,47 @@ def test_classifier_keeps_its_domains_and_has_no_tokens(tiny, tmp_path):
     loaded = load_model(tmp_path / "ar")
     assert loaded.model.domains == ("south", "north") and loaded.tokens is None
     assert not (tmp_path / "ar/tokens").exists()
+
+
+@pytest.mark.parametrize("quantisation", [QuantConfig(), QuantConfig(("up", "head"), 32, double=True)])
+def test_quantised_model_comes_back_the_same(saved, quantisation):
+    folder, model, config = saved
+    tokens, config = load_model(folder).tokens, replace(config, quantisation=quantisation)
+    quantise(model.eval(), quantisation)
+    save_model(folder, model, config, tokens)
+    loaded = load_model(folder)
+    assert loaded.config == config and is_quantised(loaded.model)
+    for (name, a), (other, b) in zip(model.state_dict().items(), loaded.model.state_dict().items(), strict=True):
+        assert name == other and torch.equal(a, b) and a.dtype == b.dtype
+    batch = torch.randn(1, 30, 7), torch.tensor([30])
+    assert torch.equal(loaded.model.log_probs(*batch)[0], model.log_probs(*batch)[0])
+    assert base_identity(loaded.model) == base_identity(model)
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (lambda s: s.pop("encoder.layers.0.ffn1.up.absmax"), "lacks encoder.layers.0.ffn1.up.absmax$"),
+        (lambda s: s.update({"encoder.layers.0.ffn1.up.weight": torch.zeros(36, 12)}), "unexpected .*up.weight$"),
+        (lambda s: s.update({n: s[n].float() for n in s if n.endswith("0.ffn1.up.codes")}), "float32, expected .*int8"),
+        (lambda s: s.update({n: s[n][:-1].clone() for n in s if n.endswith("0.ffn1.up.codes")}), r"\(215,\), expected"),
+    ],
+)
+def test_damage_to_a_quantised_model_is_refused(saved, change, says):
+    folder, model, config = saved
+    tokens = load_model(folder).tokens
+    quantise(model)
+    with pytest.raises(UserError, match="lacks .*weight"):
+        save_model(folder, model, config, tokens)
+    save_model(folder, model, replace(config, quantisation=QuantConfig()), tokens)
+    change_weights(folder, change)
+    with pytest.raises(UserError, match=says):
+        load_model(folder)
+
+
+def test_bytes_of_tensors_are_those_in_the_file(saved):
+    folder, model, _ = saved
+    assert tensor_bytes(folder) == {name: tensor.nbytes for name, tensor in model.state_dict().items()}
 
 
 def test_saving_replaces_the_old_one(saved, tmp_path):

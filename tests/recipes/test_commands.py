@@ -173,6 +173,22 @@ def test_bad_configuration_is_one_line(corpus, tmp_path, change, code, says):
     assert says in line
 
 
+def test_experts_train_on_a_quantised_model_which_is_decoded_with_them(corpus):
+    printed = command(corpus, "quantise", "--model", "base/final", "--out_dir", "nf4")
+    assert "bits per weight" in printed and "times smaller" in printed
+    before = (corpus / "nf4/model.safetensors").read_bytes()
+    command(corpus, "train", "--config", "experts.yaml", "--exp_dir", "on_nf4", "--init", "nf4")
+    assert (corpus / "nf4/model.safetensors").read_bytes() == before
+    options = ["--manifest", "all.jsonl.gz", "--adaptation", "on_nf4/final"]
+    command(corpus, "decode", "--model", "nf4", "--out_dir", "d_nf4", *options)
+    assert len((corpus / "d_nf4/hyps.jsonl").read_text().splitlines()) == 12
+    assert "another base model" in decode(corpus, "d_other", *options, fails=1)
+    whole = command(corpus, "train", "--config", "full.yaml", "--exp_dir", "whole", "--init", "nf4", fails=1)
+    assert "nf4 is quantised and cannot be fine-tuned as a whole" in whole and not (corpus / "whole").exists()
+    encoder = ["train", "--config", "base.yaml", "--exp_dir", "whole", "--init_encoder", "nf4"]
+    assert "nf4 is quantised" in command(corpus, *encoder, fails=1)
+
+
 def test_bad_command_lines_are_one_line(corpus):
     assert "did you mean 'exp_dir'" in command(corpus, "train", "--config", "base.yaml", "--exp_dri", "x", fails=2)
     assert "nope.yaml" in command(corpus, "train", "--config", "nope.yaml", fails=2)

@@ -114,3 +114,32 @@ def test_rows_must_fit_together(decode, rows, lines_of):
     short = read_row(f"short={decode('short', lines=lines_of(0.1, 1)[:-1])}", "wer", "none")
     with pytest.raises(UserError, match="'short' cannot stand beside 'base': .* 'utt-059' is in one alone"):
         make_results([*rows, short], "us", BOOTSTRAP)
+
+
+def test_by_speaker_there_is_one_column_and_every_speaker_s_counts(rows):
+    results = make_results(rows, None, BOOTSTRAP, by="speaker")
+    assert results.columns == [ALL] == [results.compared_on]
+    assert [cells[0].counts for cells in results.cells] == [pool(row.scored) for row in rows]
+    assert list(results.speakers) == ["be2", "be5", "de1", "de4", "us0", "us3"]
+    for name, summaries in results.speakers.items():
+        for row, summary in zip(rows, summaries):
+            assert summary.counts == pool(x for x in row.scored if x.hypothesis.speaker == name)
+
+
+def test_by_speaker_needs_speakers(decode, lines_of):
+    row = read_row(f"a={decode('a', lines=[line | {'speaker': ''} for line in lines_of(0.2, 1)])}", "wer", "none")
+    with pytest.raises(UserError, match="no utterance has a speaker"):
+        make_results([row], None, BOOTSTRAP, by="speaker")
+
+
+def test_size_and_speed(decode, rows, lines_of):
+    assert rows[0].megabytes is None and rows[0].milliseconds is None
+    lines = lines_of(0.3, 1)
+    facts = {"model_bytes": 2_000_000, "adaptation_bytes": 500_000}
+    folders = [
+        decode("some", lines=lines[:15], seconds_per_utterance=0.3, **facts),
+        decode("rest", lines=lines[15:], seconds_per_utterance=0.1, **facts),
+    ]
+    row = read_row(f"a={folders[0]},{folders[1]}", "wer", "none")
+    assert row.megabytes == 2.5 and row.milliseconds == pytest.approx(1000 * (15 * 0.3 + 45 * 0.1) / 60)
+    assert read_row(f"a={decode('base2', model_bytes=3_000_000)}", "wer", "none").megabytes == 3.0

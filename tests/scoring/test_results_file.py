@@ -133,3 +133,21 @@ def test_file_in_another_encoding(tmp_path):
 def test_nothing_but_the_file_is_left(tmp_path):
     update_results(Path(tmp_path, "RESULTS.md"), "t", "table")
     assert [p.name for p in tmp_path.iterdir()] == ["RESULTS.md"]
+
+
+def test_table_of_speakers(decode, tmp_path):
+    size = {"model_bytes": 4_000_000, "seconds_per_utterance": 0.0421}
+    rows = [read_row(f"base={decode('base', 0.3, 1)}", "wer", "english")]
+    rows += [read_row(f"moe={decode('moe', 0.1, 2, **size)}", "wer", "english")]
+    results = make_results(rows, None, BOOTSTRAP, by="speaker")
+    text = render(results, tmp_path, "wer", "english", BOOTSTRAP)
+    header = ["system", "all", "change %", "p", "trainable %", "active experts", "MB", "ms / utterance"]
+    assert cells(text, "system")[0] == header
+    first, second = (cell[0].counts.rate for cell in results.cells)
+    moe, base = (dict(zip(header, cells(text, name)[0])) for name in ("moe", "base"))
+    assert moe["change %"] == f"{100 * (second / first - 1):+.1f}" and moe["change %"].startswith("-")
+    assert (moe["MB"], moe["ms / utterance"], base["MB"], base["change %"]) == ("4.0", "42.1", "-", "-")
+    (speaker,) = cells(text, "de4")
+    rates = [f"{100 * summary.counts.rate:.1f}" for summary in results.speakers["de4"]]
+    assert speaker == ["de4", "10", str(results.speakers["de4"][0].counts.n), *rates]
+    assert "change: of the rate, relative to base." in text

@@ -10,7 +10,7 @@ import moe_asr.files
 from moe_asr.errors import UserError
 from moe_asr.training import checkpoint as ckpt
 
-STATE = {"milestone": True, "valid_loss": 0.5, "progress": {"step": 1, "window": [0.1, 1e-30]}}
+STATE = {"milestone": True, "valid": 0.5, "progress": {"step": 1, "window": [0.1, 1e-30]}}
 
 
 def write(root: Path, step: int, value: float = 1.0, **state) -> Path:
@@ -151,12 +151,15 @@ def test_find_sorts_by_number_and_ignores_the_rest(tmp_path):
 
 
 def test_choice_of_milestones(tmp_path):
-    for step, loss in enumerate([0.3, 0.1, None, 0.2, 0.4], start=1):
-        write(tmp_path, step, valid_loss=loss)
-    write(tmp_path, 6, milestone=False, valid_loss=0.01)
+    for step, valid in enumerate([0.3, 0.1, None, 0.2, 0.3], start=1):
+        write(tmp_path, step, valid=valid)
+    for step, valid in ((6, 0.01), (7, 0.99)):
+        write(tmp_path, step, milestone=False, valid=valid)
     assert names(ckpt.choose_milestones(tmp_path, "last", 2)) == [4, 5]
-    assert names(ckpt.choose_milestones(tmp_path, "best", 3)) == [1, 2, 4]
-    assert names(ckpt.choose_milestones(tmp_path, "best", 99)) == [1, 2, 4, 5]
+    assert names(ckpt.choose_milestones(tmp_path, "lowest", 3)) == [1, 2, 4]
+    assert names(ckpt.choose_milestones(tmp_path, "lowest", 99)) == [1, 2, 4, 5]
+    assert names(ckpt.choose_milestones(tmp_path, "highest", 1)) == [1]  # the earliest among equals
+    assert names(ckpt.choose_milestones(tmp_path, "highest", 3)) == [1, 4, 5]
 
 
 def test_pruning_keeps_the_newest_and_the_named(tmp_path):

@@ -1,6 +1,8 @@
 import json
 import os
 import signal
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -11,8 +13,15 @@ from moe_asr.config import from_plain, to_plain
 from moe_asr.errors import UserError
 from moe_asr.training import checkpoint as ckpt
 from moe_asr.training.config import TrainConfig
-from moe_asr.training.optimizer import OptimConfig
+from moe_asr.training.optimizer import GroupConfig, OptimConfig
 from moe_asr.training.schedule import ScheduleConfig
+
+ALTERNATING = OptimConfig(
+    alternate=True,
+    groups=(GroupConfig("hidden", lr_factor=0.3), GroupConfig(".")),
+    schedule=ScheduleConfig(epoch_factor=0.9),
+    weight_decay=0.0,
+)
 
 
 class Killed(BaseException):
@@ -68,6 +77,7 @@ def test_it_learns(tmp_path):
         {},
         {"accumulate": 2, "log_every": 2, "validate_unit": "step", "validate_every": 2, "average_count": 2},
         {"optim": OptimConfig(schedule=ScheduleConfig("cosine", warmup_steps=2)), "average": "best"},
+        {"optim": ALTERNATING, "average": "best", "best": "accuracy"},
     ],
 )
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, Killed])
@@ -96,6 +106,38 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path, changes, how, cal
         assert consumed + model.ids_seen == undisturbed.ids_seen
     for a, b in zip(model.state_dict().values(), undisturbed.state_dict().values(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_alternation_is_two_adam_optimisers_stepped_in_turn(tmp_path):
+    """Turns go by the update's number, also where an epoch has an odd number of batches; the rates by the epoch."""
+    model, reference = Toy(dtype=torch.float64), Toy(dtype=torch.float64)
+    doubles = partial(batches, dtype=torch.float64)
+    valid = partial(doubles, 99)
+    optim = replace(ALTERNATING, clip_grad_norm=None)
+    trainer(model, tmp_path, config(max_epochs=3, optim=optim), train_batches=doubles, valid_batches=valid).train()
+
+    rest = [*reference.norm.parameters(), *reference.out.parameters()]
+    both = [torch.optim.Adam(parameters, betas=optim.betas) for parameters in (reference.hidden.parameters(), rest)]
+    number = 0
+    for epoch in range(3):
+        for batch in doubles(epoch):
+            active, peak = both[number % 2], optim.lr * (0.3, 1.0)[number % 2]
+            active.param_groups[0]["lr"] = peak * 0.9**epoch
+            reference.zero_grad()
+            (reference(batch, None).total / len(batch.ids)).backward()
+            active.step()
+            number += 1
+    assert number == 15
+    for a, b in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+def test_a_skipped_update_is_not_a_turn(tmp_path):
+    model = toy()
+    run = trainer(model, tmp_path, config(max_epochs=1, optim=ALTERNATING), forward=bad_batches(model, ["e0-b1-u0"]))
+    run.train()
+    steps = {name: int(run.state.optimizer.state[p]["step"]) for name, p in model.named_parameters()}
+    assert steps == {name: 2 for name in steps}  # of five batches one is bad, the other four are two for each
 
 
 def test_a_signal_in_validation_does_not_wait_for_its_end(tmp_path):
@@ -201,6 +243,56 @@ def test_what_is_kept(tmp_path):
     assert kept(tmp_path / "b") == [10, 20, 25, 30]
 
 
+def with_figures(model, figures, name="accuracy"):
+    """A forward whose validations give these pairs of mean loss and mean part `name` one after the other."""
+    figures = iter(figures)
+
+    def forward(batch, generator):
+        loss = model(batch, generator)
+        if generator is not None:
+            return ToyLoss(loss.total, loss.count, {name: torch.tensor(0.0)})
+        total, part = next(figures)
+        return ToyLoss(torch.tensor(4 * total), 4, {name: torch.tensor(4 * part)})
+
+    return forward
+
+
+FIGURES = [(5.0, 0.25), (1.0, 0.0), (2.0, 0.75), (4.0, 0.5), (3.0, 0.75), (6.0, 0.5)]
+
+
+@pytest.mark.parametrize(("best", "steps"), [("loss", [10, 15]), ("accuracy", [15, 25])])
+def test_best_by_loss_or_accuracy(tmp_path, capsys, best, steps):
+    model = toy()
+    settings = config(max_epochs=6, best=best, average="best", average_count=2)
+    run = trainer(model, tmp_path, settings, forward=with_figures(model, FIGURES), valid_batches=lambda: batches(9)[:1])
+    run.train()
+    said = capsys.readouterr().out
+    assert f"final weights: mean of step-{steps[0]:08d}, step-{steps[1]:08d}" in said
+    assert run.progress.best == {"loss": 1.0, "accuracy": 0.75}[best]
+    if best == "loss":
+        assert "step 10: validation loss 1 (best), saved" in said and said.count("(best)") == 2
+    else:
+        assert "step 15: validation loss 2, accuracy 0.75 (best), saved" in said and said.count("(best)") == 2
+        assert "step 10: validation loss 1, accuracy 0, saved" in said
+
+
+def test_early_stopping_by_accuracy(tmp_path):
+    """0.75 at the third is the best; the same once more is not better."""
+    model = toy()
+    settings = config(max_epochs=6, best="accuracy", early_stopping=2)
+    run = trainer(model, tmp_path, settings, forward=with_figures(model, FIGURES), valid_batches=lambda: batches(9)[:1])
+    run.train()
+    assert run.progress.epoch == 5
+
+
+def test_accuracy_that_is_not_reported_is_refused_at_once(tmp_path):
+    model = toy()
+    forward = with_figures(model, FIGURES, "balance")
+    with pytest.raises(UserError, match="best: accuracy, but this model reports only loss, balance; use best: loss"):
+        trainer(model, tmp_path, config(best="accuracy"), forward=forward).train()
+    assert len(model.ids_seen) == 1
+
+
 def test_final_weights_are_the_mean(tmp_path):
     model = toy()
     trainer(model, tmp_path, config(average_count=2)).train()
@@ -260,7 +352,7 @@ def test_a_milestone_stays_one_when_only_skipped_steps_follow(tmp_path):
     with pytest.raises(SystemExit):
         trainer(model, tmp_path, config(), forward=stopping).train()
     state = ckpt.read_state(tmp_path / "checkpoints" / "step-00000005")
-    assert state["milestone"] and state["valid_loss"] is not None
+    assert state["milestone"] and state["valid"] is not None
     assert (state["progress"]["epoch"], state["progress"]["batch"]) == (1, 1)
 
 

@@ -14,6 +14,7 @@ from moe_asr.training.optimizer import (
     optimizer_tensors,
     set_learning_rate,
     trainable_parameters,
+    turns,
 )
 
 
@@ -45,6 +46,34 @@ def test_vectors_decay_only_if_asked():
 def test_bad_pattern(pattern, says):
     with pytest.raises(UserError, match=says):
         build_optimizer(Toy(), OptimConfig(groups=(GroupConfig(pattern),)))
+
+
+def alternating(*patterns):
+    return OptimConfig(alternate=True, groups=tuple(GroupConfig(pattern) for pattern in patterns))
+
+
+@pytest.mark.parametrize(
+    ("patterns", "expected"),
+    [
+        (("norm", "hidden"), [{"norm"}, {"hidden"}, {"out"}]),  # the rest comes last
+        (("out", "hidden|norm"), [{"out"}, {"hidden", "norm"}]),  # there is no rest
+        (("out", "."), [{"out"}, {"hidden", "norm"}]),
+    ],
+)
+def test_turns_are_in_the_order_of_the_groups(patterns, expected):
+    optimizer = build_optimizer(Toy(), alternating(*patterns))
+    found = [{} for _ in range(turns(optimizer))]
+    for group in optimizer.param_groups:
+        for name in group["names"]:
+            found[group["turn"]].setdefault(name.split(".")[0], []).append(name)
+    assert [set(layers) for layers in found] == expected
+    assert all(len(names) == 2 for layers in found for names in layers.values())  # decayed and undecayed together
+
+
+@pytest.mark.parametrize("patterns", [(), (".",)])
+def test_one_group_cannot_take_turns(patterns):
+    with pytest.raises(UserError, match="optim.alternate: .* all in one group"):
+        build_optimizer(Toy(), alternating(*patterns))
 
 
 def test_clip_of_zero_is_refused():

@@ -41,6 +41,24 @@ def test_open_length_is_given_by_the_run():
     assert learning_rate_factor(3, schedule, decay_steps=1) == 0.0  # a run that ends within its warm-up
 
 
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine", "inverse_sqrt"])
+def test_factor_of_each_epoch_goes_with_every_shape(kind):
+    plain = ScheduleConfig(kind, warmup_steps=4, decay_steps=12, final_factor=0.1)
+    falling = ScheduleConfig(kind, warmup_steps=4, decay_steps=12, final_factor=0.1, epoch_factor=0.9)
+    for step in (1, 4, 7, 12, 30):
+        for epoch, factor in enumerate([1, 0.9, 0.81, 0.729]):
+            assert learning_rate_factor(step, falling, epoch=epoch) == pytest.approx(
+                factor * learning_rate_factor(step, plain, epoch=epoch), rel=1e-15
+            )
+            assert learning_rate_factor(step, plain, epoch=epoch) == learning_rate_factor(step, plain)
+
+
+@pytest.mark.parametrize("factor", [0.0, -0.9, math.nan])
+def test_bad_factor_of_each_epoch(factor):
+    with pytest.raises(UserError, match="epoch_factor is .* must be above 0"):
+        ScheduleConfig(epoch_factor=factor)
+
+
 @pytest.mark.parametrize(
     "bad", [{"warmup_steps": -1}, {"kind": "inverse_sqrt"}, {"kind": "linear", "warmup_steps": 5, "decay_steps": 5}]
 )

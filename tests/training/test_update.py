@@ -4,7 +4,7 @@ import pytest
 import torch
 from toy import Toy, ToyBatch, batches
 
-from moe_asr.training.optimizer import OptimConfig, build_optimizer
+from moe_asr.training.optimizer import GroupConfig, OptimConfig, build_optimizer
 from moe_asr.training.update import LossSums, Updater, batch_seed
 
 
@@ -57,6 +57,67 @@ def test_update_is_adamw_on_the_clipped_mean_gradient():
         assert update.made and update.grad_norm == pytest.approx(norm.item(), rel=1e-12) and norm > 0.05
     for a, b in zip(model.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+ROUTERS_FIRST = (GroupConfig("hidden", lr_factor=0.3), GroupConfig("."))  # one is `hidden`, the other the rest
+
+
+@pytest.mark.parametrize("clip", [None, 0.05])
+def test_groups_in_turn_are_two_adam_optimisers(clip):
+    """Each with its own learning rate, its own running means and counts, and the norm of its own gradient."""
+    config = OptimConfig(weight_decay=0, betas=(0.9, 0.99), groups=ROUTERS_FIRST, alternate=True)
+    model, reference = Toy(dtype=torch.float64), Toy(dtype=torch.float64)
+    updater = Updater(model, build_optimizer(model, config), torch.device("cpu"), clip_grad_norm=clip)
+    first = list(reference.hidden.parameters())
+    rest = [*reference.norm.parameters(), *reference.out.parameters()]
+    both = [torch.optim.Adam(p, lr=lr, betas=(0.9, 0.99)) for p, lr in ((first, 0.3 * 0.02), (rest, 0.02))]
+    for number in range(7):
+        batch = batches(number, dtype=torch.float64)[0]
+        turn = number % 2
+        update = updater([batch], 0, number, lr=0.02, turn=turn)
+        (reference(batch, None).total / 3).backward()
+        active = (first, rest)[turn]
+        norm = torch.cat([p.grad.flatten() for p in active]).norm().item()
+        if clip:
+            for p in active:
+                p.grad *= clip / norm
+        both[turn].step()
+        reference.zero_grad()
+        assert update.made and update.grad_norm == pytest.approx(norm, rel=1e-12)
+        assert clip is None or norm > 1.1 * clip
+        assert all(p.grad is None for p in model.parameters())
+    for a, b in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+def test_idle_groups_do_not_move():
+    """Neither weights nor running means, whatever momentum they have; weight decay does not go on either."""
+    model = Toy()
+    optimizer = build_optimizer(model, OptimConfig(weight_decay=0.5, groups=ROUTERS_FIRST, alternate=True))
+    updater = Updater(model, optimizer, torch.device("cpu"))
+    for number in range(4):
+        updater(batches(0)[:1], 0, number, lr=0.1, turn=number % 2)
+    before = copy.deepcopy((model.state_dict(), [optimizer.state[p] for p in model.hidden.parameters()]))
+    updater(batches(0)[1:2], 0, 4, lr=0.1, turn=1)
+    after = model.state_dict()
+    same = {name: torch.equal(value, after[name]) for name, value in before[0].items()}
+    assert {name for name in same if same[name]} == {"hidden.weight", "hidden.bias", "constant"}
+    assert str(before[1]) == str([optimizer.state[p] for p in model.hidden.parameters()])
+
+
+def test_a_bad_gradient_of_an_idle_group_does_no_harm():
+    model = Toy()
+
+    def forward(batch, generator):
+        loss = model(batch, generator)
+        slope = (model.out.bias - model.out.bias.detach()).abs().sqrt().sum()  # infinite at zero, for `out` alone
+        return type(loss)(loss.total + slope, loss.count, loss.parts)
+
+    optimizer = build_optimizer(model, OptimConfig(groups=ROUTERS_FIRST, alternate=True))
+    updater = Updater(forward, optimizer, torch.device("cpu"))
+    assert updater(batches(0)[:1], 0, 0, lr=0.1, turn=0).made
+    assert not updater(batches(0)[:1], 0, 0, lr=0.1, turn=1).made
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient", "count"])

@@ -53,7 +53,8 @@ class Toy(nn.Module):
             self.ids_seen.append(batch.ids)
             x = x + self.noise * torch.randn(x.shape, generator=generator, dtype=x.dtype)
         error_N = self.out(self.dropout(self.norm(self.hidden(x)).relu())).squeeze(1) - batch.y_N
-        return ToyLoss((error_N**2).sum(), len(batch.ids), {"absolute": error_N.abs().sum()})
+        parts = {"absolute": error_N.abs().sum(), "accuracy": (error_N.abs() < 1).sum()}
+        return ToyLoss((error_N**2).sum(), len(batch.ids), parts)
 
 
 def batches(epoch: int, start: int = 0, sizes=(3, 1, 4, 2, 5), dtype=torch.float32) -> list[ToyBatch]:

@@ -19,6 +19,9 @@ from moe_asr.experts import Adapter, ExpertLinear, ExpertSpec, RouterSpec, attac
 from moe_asr.experts.context import RoutingContext
 
 NUM_EXPERTS, RANK = 8, 16
+SAML = RouterSpec(
+    route="local", select="all", granularity="utterance", pooling="attention", bias=True, scope="kind"
+)
 DENSE = RouterSpec(route="local", select="all")
 GIVEN = RouterSpec(route="given", select="all")
 HIERARCHICAL = RouterSpec()
@@ -34,6 +37,18 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(x)
+
+
+class Projections(nn.Module):
+    """The linear layers of an attention block, without the attention."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
+        self.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out_proj(self.q_proj(x) + self.k_proj(x) + self.v_proj(x))
 
 
 class FixedWeights(nn.Module):
@@ -194,6 +209,20 @@ def factor_mixing(d: int, frames: int, num_experts: int, rank: int) -> Row:
     return Row(f"factor mixing / PEFT LoRA, d = {d}, rank {rank}, {num_experts} experts", paired(build), 1.15)
 
 
+def saml_block(d: int, frames: int) -> Row:
+    """Projections of one block with SAML's experts, its router included."""
+    from peft import LoraConfig, get_peft_model
+
+    def build() -> tuple[Call, Call]:
+        targets, x = ["q_proj", "k_proj", "v_proj", "out_proj"], torch.randn(1, frames, d)
+        spec = ExpertSpec(tuple(targets), 10, 1, alpha=4.0, mixing="factor", router=SAML)
+        ours = step_of(_filled(attach(Projections(d), spec)), x, lengths=torch.tensor([frames]))
+        lora = get_peft_model(Projections(d), LoraConfig(r=1, lora_alpha=4, target_modules=targets))
+        return ours, step(lora.base_model.model, x)
+
+    return Row(f"factor mixing and attentive router on q k v out / PEFT LoRA, d = {d}", paired(build))
+
+
 def against_xlora(d: int, frames: int) -> list[Row]:
     """A small causal language model with experts in all linear layers of its blocks and weights for each token."""
 
@@ -241,6 +270,7 @@ def make_rows(quick: bool) -> list[Row]:
     rows += [kept_for_backward("hierarchical router", HIERARCHICAL, None, large, frames)]
     rows += inference(large, frames)
     rows += [factor_mixing(large, frames, experts, rank) for rank in (1, RANK) for experts in (4, 8, 10, 16)]
+    rows += [saml_block(d, frames) for d in (small, large)]
     rows += [against_loop(d, frames) for d in (small, large)]
     rows += against_xlora(middle, frames)
     return rows

@@ -1,0 +1,111 @@
+"""Divides the utterances of each speaker: so many to adapt with, so many to choose by, so many to test on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from moe_asr.data.manifests import Utterance
+from moe_asr.errors import UserError
+
+Order = Literal["contiguous", "random"]
+
+
+def read_speakers(path: str | Path) -> list[str]:
+    """Names from a text file, one a line; empty lines and what follows a `#` do not count.
+
+    Raises:
+        UserError: there is no such file, no name in it, or one that comes twice.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no list of speakers at {path}: expected a text file with one name a line")
+    names = [name for line in path.read_text("utf-8").splitlines() if (name := line.partition("#")[0].strip())]
+    if not names:
+        raise UserError(f"{path} names no speaker")
+    if len(set(names)) < len(names):
+        raise UserError(f"{path} names speaker {max(names, key=names.count)} twice")
+    return names
+
+
+def read_parts(parts: Sequence[str]) -> dict[str, float]:
+    """Fractions by name from `name=fraction`.
+
+    Raises:
+        UserError: not of that form, a name that comes twice, or fractions that do not sum to 1.
+    """
+    fractions: dict[str, float] = {}
+    for part in parts:
+        name, _, value = part.partition("=")
+        try:
+            fraction = float(value)
+        except ValueError:
+            fraction = 0.0
+        if not name or name in fractions or not 0 < fraction <= 1:
+            raise UserError(f"a part is written name=fraction, as adapt_train=0.4, and each once; not '{part}'")
+        fractions[name] = fraction
+    if not fractions or abs(sum(fractions.values()) - 1) > 1e-6:
+        raise UserError(f"the fractions of {', '.join(parts) or 'no parts'} sum to {sum(fractions.values()):g}, not 1")
+    return fractions
+
+
+def group_by_speaker(utterances: Sequence[Utterance], speakers: Sequence[str], source: str) -> list[list[Utterance]]:
+    """The utterances of each of some speakers, in the order in which they come.
+
+    Args:
+        source: Where the utterances come from, for the message.
+
+    Raises:
+        UserError: a speaker has no utterance.
+    """
+    groups: dict[str, list[Utterance]] = {name: [] for name in speakers}
+    for utterance in utterances:
+        if utterance.speaker in groups:
+            groups[utterance.speaker].append(utterance)
+    unknown = [name for name, found in groups.items() if not found]
+    if unknown:
+        known = sorted({u.speaker for u in utterances} - {""})
+        raise UserError(
+            f"{source} has no utterance of speaker{'s' * (len(unknown) > 1)} {', '.join(unknown)}; it has {len(known)}"
+            f" speakers, such as {', '.join(known[:3]) or 'none with a name'}; what was rejected is listed beside it"
+        )
+    return list(groups.values())
+
+
+def split(
+    utterances: Sequence[Utterance], fractions: Sequence[float], order: Order, seed: int = 0
+) -> list[list[Utterance]] | None:
+    """Divides the utterances of one speaker; None where there are fewer than parts.
+
+    Args:
+        utterances: In the order of the recording.
+        fractions: Of the parts, with the sum 1; part p ends at utterance round(N * (f_1 + ... + f_p)), moved where a
+            part would be empty.
+        order: `contiguous` cuts the order as it is; `random` draws the members of each part, which keep their order.
+        seed: Of the draw, together with the speaker's name, so that no speaker's division depends on other speakers.
+    """
+    if len(utterances) < len(fractions):
+        return None
+    places = list(range(len(utterances)))
+    if order == "random":
+        random.Random(f"{seed} {utterances[0].speaker}").shuffle(places)
+    parts, begin = [], 0
+    for number in range(1, len(fractions) + 1):
+        end = round(len(places) * sum(fractions[:number]))
+        end = min(max(end, begin + 1), len(places) - len(fractions) + number)
+        parts.append([utterances[place] for place in sorted(places[begin:end])])
+        begin = end
+    return parts
+
+
+def spread(names: Sequence[str], count: int) -> list[str]:
+    """`count` of the names at equal distances: of names sorted by group, each group in proportion.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    if count > len(names):
+        raise UserError(f"{count} speakers are wanted, but there are {len(names)}")
+    return [names[i * len(names) // count] for i in range(count)]

@@ -1,0 +1,144 @@
+"""Whisper (Radford et al. 2022), with or without padding to 30 s.
+
+Parameters carry the names of `transformers`, so that its checkpoints load as they are.
+
+Shape letters: N utterances, T frames, F mel bins, D model width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moe_asr.errors import UserError
+from moe_asr.models.checkpointing import Checkpointed
+from moe_asr.models.dropout import Dropout
+from moe_asr.models.encoder_decoder import EncoderDecoder
+from moe_asr.models.time_conv import TimeConv, padding_mask
+from moe_asr.models.transformer import FixedPositions, TransformerLayer
+from moe_asr.models.transformer_decoder import DecoderConfig, TransformerDecoder
+
+ATTENTION_TARGETS = {
+    "encoder": (r"encoder\.layers\.\d+\.self_attn\.(q|k|v|out)_proj",),
+    "decoder": (r"decoder\.layers\.\d+\.self_attn\.(q|k|v|out)_proj",),
+    "cross": (r"decoder\.layers\.\d+\.encoder_attn\.(q|k|v|out)_proj",),
+}
+"""The projections of each kind of attention in a Whisper model."""
+
+
+@dataclass(frozen=True)
+class WhisperConfig:
+    """Size and tokens of a Whisper model.
+
+    Args:
+        mels: mel bins of the features.
+        width: model width D.
+        encoder_layers: layers of the encoder.
+        decoder_layers: layers of the decoder.
+        heads: attention heads.
+        ffn: hidden width of the feed-forward modules.
+        vocab_size: number of tokens; 0 takes that of the token set.
+        max_frames: positions of the encoder, each of 20 ms.
+        max_tokens: positions of the decoder.
+        prompt: tokens with which decoding starts.
+        end: token that ends a text.
+        suppress: tokens that are never decoded.
+        begin_suppress: tokens that never come first.
+        tokens_per_frame: bound of the length of a hypothesis, per encoder frame of 20 ms.
+        dropout: on the output of every module.
+        label_smoothing: share of the target spread over the vocabulary, in training.
+        ctc_weight: weight of a CTC loss on the encoder, which Whisper itself does not have; 0 for none.
+        replaced: what of a pre-trained model was replaced when it was taken over.
+    """
+
+    mels: int = 80
+    width: int = 384
+    encoder_layers: int = 4
+    decoder_layers: int = 4
+    heads: int = 6
+    ffn: int = 1536
+    vocab_size: int = 0
+    max_frames: int = 1500
+    max_tokens: int = 448
+    prompt: tuple[int, ...] = (2,)
+    end: int = 2
+    suppress: tuple[int, ...] = (0,)
+    begin_suppress: tuple[int, ...] = ()
+    tokens_per_frame: float = 0.5
+    dropout: float = 0.0
+    label_smoothing: float = 0.0
+    ctc_weight: float = 0.0
+    replaced: tuple[str, ...] = ()
+
+
+class Whisper(EncoderDecoder):
+    """Encoder of two convolutions and Transformer layers, Transformer decoder; see `EncoderDecoder`."""
+
+    default_targets = (
+        r"(encoder|decoder)\.layers\.\d+\.(self|encoder)_attn\.(q|k|v|out)_proj",
+        r"(encoder|decoder)\.layers\.\d+\.fc[12]",
+    )
+    attention_targets = ATTENTION_TARGETS
+
+    def __init__(self, config: WhisperConfig) -> None:
+        super().__init__(
+            config.prompt, config.end, config.suppress, config.begin_suppress,
+            config.ctc_weight, config.label_smoothing, config.tokens_per_frame,
+        )  # fmt: skip
+        if config.vocab_size < 2:
+            raise UserError(f"whisper: vocab_size {config.vocab_size} leaves no token beside the end")
+        if not config.prompt:
+            raise UserError("whisper: prompt is empty; decoding needs a token to start with")
+        self.encoder = WhisperEncoder(config)
+        self.decoder = TransformerDecoder(
+            DecoderConfig(config.decoder_layers, config.heads, config.ffn, config.dropout, config.max_tokens, True),
+            config.width,
+            config.vocab_size,
+        )
+        if config.ctc_weight:
+            self.ctc_head = nn.Linear(config.width, config.vocab_size)
+
+
+class WhisperEncoder(Checkpointed):
+    """conv (kernel 3), GELU, conv (kernel 3, stride 2), GELU, + sinusoids, layers, norm.
+
+    Convolutions see zeros beyond the end of an utterance and attention sees none of it, so that an utterance gives the
+    same states alone and in any batch. Positions are cut to the longest utterance.
+    """
+
+    def __init__(self, config: WhisperConfig) -> None:
+        super().__init__()
+        self.max_frames = config.max_frames
+        self.conv1 = TimeConv(config.mels, config.width, kernel=3)
+        self.conv2 = TimeConv(config.width, config.width, kernel=3, stride=2)
+        self.embed_positions = FixedPositions(config.max_frames, config.width)
+        self.layers = nn.ModuleList(
+            TransformerLayer(config.width, config.heads, config.ffn, config.dropout, cross=False)
+            for _ in range(config.encoder_layers)
+        )
+        self.layer_norm = nn.LayerNorm(config.width)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, features_NTF: Tensor, lengths_N: Tensor) -> tuple[Tensor, Tensor]:
+        """features_NTF, frame counts -> (states_NTD, frame counts); states of padding frames are zero."""
+        x_NTD = F.gelu(self.conv1(features_NTF, padding_mask(lengths_N, features_NTF.shape[1])))
+        x_NTD = F.gelu(self.conv2(x_NTD, padding_mask(lengths_N, x_NTD.shape[1])))
+        lengths_N = self.output_lengths(lengths_N)
+        T = x_NTD.shape[1]
+        if T > self.max_frames:
+            raise UserError(
+                f"an utterance of {T / 50:.1f} s is longer than the {self.max_frames / 50:.0f} s that this Whisper "
+                "model can hear: cut it, or leave it out in data preparation"
+            )
+        x_NTD = self.dropout(x_NTD + self.embed_positions.weight[:T])
+        padding_NT1 = padding_mask(lengths_N, T)
+        mask_N11T = None if int(lengths_N.min()) == T else ~padding_NT1.view(-1, 1, 1, T)
+        for layer in self.layers:
+            x_NTD = self.run_layer(layer, x_NTD, mask_N11T)
+        return self.layer_norm(x_NTD).masked_fill(padding_NT1, 0.0), lengths_N
+
+    def output_lengths(self, lengths_N: Tensor) -> Tensor:
+        """Feature frames -> encoder frames, ceil(length / 2)."""
+        return self.conv2.output_lengths(lengths_N)
