@@ -24,14 +24,15 @@
 # A configuration's first line names the table's row. One without `adaptation:` goes on with the pre-trained experts.
 
 : "${nj:?}" "${data_dir:?}" "${exp_dir:?}" "${model:?}" "${systems:?}" "${conf:?}" "${tokens:?}" "${order:?}"
-: "${normaliser:?}" "${whisper=}" "${finetune:=false}" "${import_options=}" "${training=}" "${adaptation=}" "${decoding=}" "${results=}"
-: "${train_cmd=}" "${each_cmd=}" "${decode_cmd=}" "${base_dir=}" "${prune=}"
+: "${normaliser:?}" "${whisper=}" "${finetune:=false}" "${import_options=}" "${training=}" "${adaptation=}"
+: "${decoding=}" "${results=}" "${train_cmd=}" "${each_cmd=}" "${decode_cmd=}" "${base_dir=}" "${prune=}"
 
 [[ $model =~ ^(whisper|conformer)$ ]] || option_error "--model takes whisper or conformer, not '$model'"
 if [ -z "$decoding" ]; then
   decoding="--search.kind beam --search.beam ${beam:-20}"
   [ "$model" = whisper ] || decoding+=" --search.ctc_weight 0.3"
 fi
+[[ -z $whisper || ! -d $OLDPWD/$whisper ]] || whisper=$OLDPWD/$whisper # a folder, as the caller sees it
 tables="train dev target"
 prepared=("$data_dir"/{train,dev,init_train,init_dev,adapt_train,adapt_dev,adapt_test}.jsonl.gz)
 model_exp=$exp_dir/$model base_dir=${base_dir:-$exp_dir/$model} # all that comes of one base
@@ -68,7 +69,7 @@ stage_3() {
 }
 
 stage_4() {
-  local options
+  local from options
   read -ra options <<<"$import_options"
   stage "Train the base recogniser, or take over Whisper" outputs "$base_dir/base/final"
   if taken; then return; fi
@@ -77,7 +78,12 @@ stage_4() {
   elif [ "$finetune" = true ]; then
     python3 -m moe_asr.bin.import_whisper --source "$whisper" --normaliser "$normaliser" \
       --tokens "$data_dir/tokens" --out_dir "$model_exp/imported" "${options[@]}"
-    train_model finetune "$model_exp/base" --init "$model_exp/imported" "${base_data[@]}"
+    from=$model_exp/imported
+    if [ -f "$conf/new_tokens.yaml" ]; then # first the new tokens alone, with an encoder that stays as it is
+      train_model new_tokens "$model_exp/new_tokens" --init "$from" "${base_data[@]}"
+      from=$model_exp/new_tokens/final
+    fi
+    train_model finetune "$model_exp/base" --init "$from" "${base_data[@]}"
   else
     python3 -m moe_asr.bin.import_whisper --source "$whisper" --normaliser "$normaliser" \
       --out_dir "$model_exp/base/final" "${options[@]}"
@@ -172,7 +178,7 @@ stage_10() {
     name=$(sed -n 's/^# name: //p' "$conf/$system.yaml")
     name_row "$system" "${name:-$system}"
   done
-  for drop in $prune; do name_row "saml-$drop" "NF4 + SAML, $drop experts left out"; done
+  for drop in $prune; do name_row "saml-$drop" "NF4 + SAML, pruned by $drop"; done
   python3 -m moe_asr.bin.results "${rows[@]}" --by speaker --output "$results"
 }
 

@@ -20,7 +20,7 @@ class ImportConfig:
         tail_padding_seconds: Silence put behind every utterance instead, in seconds; stored with the model.
         normaliser: Name of the text normaliser by which its transcripts are compared.
         seed: Of the new embedding.
-        dropout: Where the model is trained on, instead of the checkpoint's.
+        decoder_dropout: Where the model is trained on, instead of the checkpoint's.
         label_smoothing: Share of the target spread over all tokens, where the model is trained on.
     """
 
@@ -33,7 +33,7 @@ class ImportConfig:
     tail_padding_seconds: float = 0.0
     normaliser: str = "english"
     seed: int = 0
-    dropout: Optional[float] = None
+    decoder_dropout: Optional[float] = None
     label_smoothing: float = 0.0
 
 
@@ -42,7 +42,7 @@ def import_checkpoint(config: ImportConfig) -> None:
 
     choices = Choices(
         config.tokens, config.language, config.task, config.pad_to_30s, config.tail_padding_seconds, config.seed,
-        config.dropout, config.label_smoothing,
+        config.decoder_dropout, config.label_smoothing,
     )  # fmt: skip
     print("\n".join(import_whisper(config.source, config.out_dir, config.normaliser, choices)))
 

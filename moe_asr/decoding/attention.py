@@ -147,7 +147,7 @@ class _Beams:
     def _extensions(self) -> tuple[Tensor, Tensor]:
         """Candidate tokens of each hypothesis, the end last, and the decoder's log-probability of what they lead to.
 
-        Twice as many as there are beams hold all that can matter, unless CTC changes the order.
+        As many as there are beams, and the end, hold all that can get a place, unless CTC changes the order.
         """
         logits_NKV = self.steps.step(self.new_NKP)
         total_NK1 = logits_NKV.logsumexp(2, keepdim=True)
@@ -155,7 +155,7 @@ class _Beams:
         num_tokens, end = logits_NKV.shape[2], self.rules.end
         end_NK1 = logits_NKV[:, :, end, None].clone()
         logits_NKV[:, :, end] = -torch.inf
-        wanted = 2 * self.config.beam if self.ctc is None else self.config.candidates or num_tokens
+        wanted = self.config.beam if self.ctc is None else self.config.candidates or num_tokens
         logits_NKC, tokens_NKC = logits_NKV.topk(min(wanted, num_tokens - 1), dim=2)
         log_probs_NKC = torch.cat([logits_NKC, end_NK1], dim=2) - total_NK1
         return torch.nn.functional.pad(tokens_NKC, (0, 1), value=end), self.decoder_NK[:, :, None] + log_probs_NKC

@@ -22,7 +22,6 @@ from moe_asr.models.ctc_loss import ctc_loss, import_k2
 
 SEARCH_BEAM, OUTPUT_BEAM, MIN_ACTIVE, MAX_ACTIVE = 20.0, 8.0, 30, 10_000  # icefall's
 DRAWN = 16  # paths drawn for each text wanted, as many are alignments of the same text
-FLATTEN = 0.5  # of log-probabilities before drawing, so that it is not the best text every time
 
 
 class LatticeSearch:
@@ -86,7 +85,7 @@ class LatticeSearch:
         segments = torch.tensor([[row, 0, int(lengths_N[row])] for row in rows], dtype=torch.int32)
         lattice = self._k2.intersect_dense_pruned(
             self._graph,
-            self._k2.DenseFsaVec(log_probs_NTV.detach().to(self._device, torch.float32), segments),
+            self._k2.DenseFsaVec(self._likely(log_probs_NTV.detach().to(self._device, torch.float32)), segments),
             search_beam=SEARCH_BEAM,
             output_beam=OUTPUT_BEAM,
             min_active_states=MIN_ACTIVE,
@@ -97,12 +96,19 @@ class LatticeSearch:
         best = self._k2.shortest_path(lattice, use_double_scores=True)
         paths = [[arcs] for arcs in self._k2.RaggedTensor(best.arcs.shape().remove_axis(1), best.arc).tolist()]
         if drawn:
-            flat = lattice.clone()
-            flat.scores = flat.scores * FLATTEN
-            more = self._k2.random_paths(flat, use_double_scores=True, num_paths=drawn).tolist()
+            more = self._k2.random_paths(lattice, use_double_scores=True, num_paths=drawn).tolist()
             paths = [first + others for first, others in zip(paths, more)]
         lattice = lattice.to("cpu")
         yield from ((row, lattice, arcs) for row, arcs in zip(rows, paths) if arcs[0])
+
+    def _likely(self, log_probs_NTV: Tensor) -> Tensor:
+        """Only the most probable tokens of each frame, and the blank: a wide search beam would try almost all."""
+        if not 0 < self._config.candidates < log_probs_NTV.shape[2]:
+            return log_probs_NTV
+        kept_NTV = torch.zeros_like(log_probs_NTV, dtype=torch.bool)
+        kept_NTV.scatter_(2, log_probs_NTV.topk(self._config.candidates, dim=2).indices, True)
+        kept_NTV[:, :, BLANK] = True
+        return log_probs_NTV.masked_fill(~kept_NTV, -torch.inf)
 
     def _ranked(self, log_probs_TV: Tensor, lattice, found: dict[tuple[int, ...], list[int]]) -> list[Scored]:
         """Scores texts, of each of which one path is known."""

@@ -18,6 +18,7 @@ from rich.progress import Progress
 from moe_asr.config import to_plain
 from moe_asr.data.batches import Batch, BatchLoader, DataConfig
 from moe_asr.data.features import log_mel
+from moe_asr.data.lang import read_lang
 from moe_asr.data.manifests import Utterance
 from moe_asr.decoding.adaptations import AdaptationFolders, find_adaptations
 from moe_asr.decoding.precision import Precision, computing_in, lower_weights
@@ -199,6 +200,7 @@ def _settings(config: DecodeConfig, loaded: LoadedModel, adapted: Optional[Adapt
         "classifier": base_identity(adapted.classifier) if adapted and adapted.classifier else None,
         "manifest": hashlib.sha256(Path(config.manifest).read_bytes()).hexdigest(),
         "search": to_plain(config.search),
+        **({"lang": read_lang(config.search.lang).digest} if config.search.lang else {}),
         "global_route": config.global_route,
         "fallback": config.fallback,
         "precision": config.precision,

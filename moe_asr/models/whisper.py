@@ -47,7 +47,8 @@ class WhisperConfig:
         suppress: tokens that are never decoded.
         begin_suppress: tokens that never come first.
         tokens_per_frame: bound of the length of a hypothesis, per encoder frame of 20 ms.
-        dropout: on the output of every module.
+        dropout: on the output of every module of the encoder.
+        decoder_dropout: on those of the decoder.
         label_smoothing: share of the target spread over the vocabulary, in training.
         ctc_weight: weight of a CTC loss on the encoder, which Whisper itself does not have; 0 for none.
         replaced: what of a pre-trained model was replaced when it was taken over.
@@ -68,6 +69,7 @@ class WhisperConfig:
     begin_suppress: tuple[int, ...] = ()
     tokens_per_frame: float = 0.5
     dropout: float = 0.0
+    decoder_dropout: float = 0.0
     label_smoothing: float = 0.0
     ctc_weight: float = 0.0
     replaced: tuple[str, ...] = ()
@@ -93,7 +95,7 @@ class Whisper(EncoderDecoder):
             raise UserError("whisper: prompt is empty; decoding needs a token to start with")
         self.encoder = WhisperEncoder(config)
         self.decoder = TransformerDecoder(
-            DecoderConfig(config.decoder_layers, config.heads, config.ffn, config.dropout, config.max_tokens, True),
+            DecoderConfig(config.decoder_layers, config.heads, config.ffn, config.decoder_dropout, config.max_tokens, True),
             config.width,
             config.vocab_size,
         )

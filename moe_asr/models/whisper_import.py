@@ -32,7 +32,7 @@ class Choices:
         pad_to_30s: pads all audio with silence to 30 s, as in Whisper's training
         tail_padding_seconds: silence put behind every utterance instead
         seed: of new weights
-        dropout: where the model is trained on, instead of the checkpoint's
+        decoder_dropout: where the model is trained on, instead of the checkpoint's
         label_smoothing: where the model is trained on
     """
 
@@ -42,7 +42,7 @@ class Choices:
     pad_to_30s: bool = False
     tail_padding_seconds: float = 0.0
     seed: int = 0
-    dropout: Optional[float] = None
+    decoder_dropout: Optional[float] = None
     label_smoothing: float = 0.0
 
 
@@ -60,8 +60,9 @@ def import_whisper(source: str, out_dir: str | Path, normaliser: str, choices: C
     else:
         tokens, replaced = _replace_embedding(checkpoint, config, choices)
         config = replace(config, vocab_size=tokens.size, replaced=replaced)
-    dropout = config.dropout if choices.dropout is None else choices.dropout
-    config = replace(config, dropout=dropout, label_smoothing=choices.label_smoothing)
+    if choices.decoder_dropout is not None:
+        config = replace(config, decoder_dropout=choices.decoder_dropout)
+    config = replace(config, label_smoothing=choices.label_smoothing)
     pad = config.max_frames / _FRAMES_PER_SECOND if choices.pad_to_30s else 0.0
     features = FeatureConfig.whisper(config.mels, choices.tail_padding_seconds, pad)
     with torch.device("meta"):
@@ -104,7 +105,8 @@ def _config(checkpoint: Checkpoint) -> WhisperConfig:
     differing += ["scale_embedding"] if found.get("scale_embedding") else []
     for name in differing:
         raise UserError(f"{checkpoint.source}: {name} {found[name]} is not supported, only {expected[name]}")
-    return WhisperConfig(**sizes, dropout=found.get("dropout", 0.0))
+    dropout = found.get("dropout", 0.0)
+    return WhisperConfig(**sizes, dropout=dropout, decoder_dropout=dropout)
 
 
 def _own_tokens(checkpoint: Checkpoint, size: int) -> WhisperTokens:

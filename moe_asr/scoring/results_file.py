@@ -66,7 +66,8 @@ def rate_cells(results: Results, row: int, with_interval: bool = True) -> list[s
         cells.append(_change(results, row))
     cells += [
         "-" if p_value is None else p_text(p_value).removeprefix("p = ").removeprefix("p "),
-        f"{system.trainable:.2f}",
+        # what the base was trained on is no part of its adaptation to speakers
+        "-" if results.by == "speaker" and system.active_experts is None else f"{system.trainable:.2f}",
         _decimal(system.active_experts, 2),
     ]
     measured = {name: _decimal(getattr(system, field), 1) for name, field in _MEASURED.items()}

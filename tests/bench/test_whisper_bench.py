@@ -20,7 +20,7 @@ def lines(make_rows, capsys, *rows):
 
 def test_steps_and_features(capsys):
     found = lines(whisper_step.make_rows, capsys, "padded", "features", "loop")
-    assert len(found) == 3 + 3 + 2 and not any("not measured" in line for line in found)
+    assert len(found) == 4 + 3 + 2 and not any("not measured" in line for line in found)
     assert next(line for line in found if "largest difference" in line).endswith("ok")
 
 

@@ -87,8 +87,9 @@ def test_an_utterance_longer_than_the_window_is_refused():
 
 
 class TestConfiguration:
-    @pytest.mark.parametrize("seconds, samples", [((0.0, 0.0), (0, 0)), ((0.25, 0.0), (4000, 0)), ((0, 2.0), (0, 32000))])
-    def test_is_what_decides(self, seconds, samples):
+    @pytest.mark.parametrize("seconds", [(0.0, 0.0), (0.25, 0.0), (0.0, 2.0)])
+    def test_is_what_decides(self, seconds):
+        samples = [round(16000 * one) for one in seconds]
         config = FeatureConfig.whisper(128, *seconds)
         audio_NS, lengths_N = noise(16000, 5203)
         features_NTF, frames_N = log_mel(audio_NS, lengths_N, config)

@@ -197,3 +197,15 @@ def test_a_decoder_chooses_among_the_texts_of_the_lattice(tokens, lang):
 def test_the_best_path_has_no_length_bonus(tokens):
     with pytest.raises(UserError, match="length_bonus is for texts"):
         lattice_k2.LatticeSearch(SearchConfig("lattice", length_bonus=1.0), tokens)
+
+
+def test_only_candidates_and_the_blank_are_tried(tokens, lang):
+    log_probs, lengths = random_log_probs([9, 6, 7], tokens.size, sharp=1.0)
+    cut = torch.full_like(log_probs, -math.inf)
+    for n, t in itertools.product(range(3), range(9)):
+        for v in [0, *sorted(range(tokens.size), key=lambda v: -log_probs[n, t, v])[:3]]:
+            cut[n, t, v] = log_probs[n, t, v]
+    few, all_ = (
+        lattice_k2.LatticeSearch(SearchConfig("lattice", candidates=k, lang=lang[0]), tokens) for k in (3, 0)
+    )
+    assert few.one_best(log_probs, lengths) == all_.one_best(cut, lengths) != all_.one_best(log_probs, lengths)

@@ -9,6 +9,7 @@ import soundfile
 import torch
 
 from moe_asr.data.features import FeatureConfig
+from moe_asr.data.lang import spell, write_lang
 from moe_asr.data.manifests import Utterance, write_manifest
 from moe_asr.data.tokens import train_tokens
 from moe_asr.decoding.run import DecodeConfig, decode
@@ -51,6 +52,7 @@ def folder(tmp_path_factory):
     tokens = train_tokens(["abcdefghij klmnop"], folder / "tokens", "char")
     encoder = ConformerConfig(mels=20, width=16, layers=1, heads=2, ffn_multiplier=2, kernel=3)
     config = ConformerAEDConfig(encoder, DecoderConfig(1, 2, 24, max_tokens=40), tokens.size, tokens_per_frame=0.7)
+    torch.manual_seed(0)
     model = ConformerAED(config)
     lively(model, generator)
     about = FolderConfig(ModelConfig(conformer_aed=config), FeatureConfig(num_mels=20))
@@ -96,7 +98,12 @@ def test_several_speakers_in_one_batch_as_each_alone(folder, context, search):
 @pytest.mark.parametrize("context, cache", [("encoder", True), ("prefix", False)])
 def test_no_cache_where_routers_look_at_the_whole_text(folder, monkeypatch, context, cache):
     made = []
-    monkeypatch.setattr("moe_asr.decoding.run.Search", lambda *args, **options: made.append(options) or Search(*args))
+
+    def spy(*args, **options):
+        made.append(options)
+        return Search(*args, **options)
+
+    monkeypatch.setattr("moe_asr.decoding.run.Search", spy)
     run(folder, f"cache-{context}", adaptation=f"{context}/{{speaker}}")
     assert made == [{"cache": cache}]
 
@@ -142,3 +149,18 @@ def test_what_cannot_be_decoded_is_refused_before_anything_is_written(folder):
     with pytest.raises(UserError, match="no lang folder|needs k2"):
         run(folder, "refused", search=SearchConfig("lattice", lang=f"{folder}/nowhere"))
     assert not (folder / "refused").exists()
+
+
+def test_a_decode_over_a_lang_folder_gives_its_words_and_knows_it_again(folder, tmp_path):
+    pytest.importorskip("k2", reason="k2 is not installed (tools/install_k2.sh)")
+    tokens = load_model(folder / "model").tokens
+    write_lang(tmp_path / "lang", spell(["ab", "de", "nop"], tokens), tokens)
+    for kind in ("lattice", "lattice_rescore"):
+        search = SearchConfig(kind, beam=3, ctc_weight=0.3, lang=str(tmp_path / "lang"))
+        found, _ = run(folder, f"out-{kind}", search=search)
+        assert {word for text in found.values() for word in text.split()[:-1]} <= {"ab", "de", "nop"}
+        assert any(" " in text for text in found.values())
+        run(folder, f"out-{kind}", search=search)
+    write_lang(tmp_path / "lang", spell(["ab"], tokens), tokens)
+    with pytest.raises(UserError, match="lang"):
+        run(folder, "out-lattice", search=SearchConfig("lattice", 3, ctc_weight=0.3, lang=str(tmp_path / "lang")))

@@ -28,9 +28,10 @@ def conformer_aed(ctc_weight=0.3):
     return ConformerAED(config)
 
 
-def lively(model, seed):
-    """Weights and a seed with which texts differ between utterances, and some of them end before the limit."""
+def lively(build, seed):
+    """A model with weights and a seed with which texts differ between utterances, and some end before the limit."""
     torch.manual_seed(seed)
+    model = build()
     for module in model.modules():
         if isinstance(module, (torch.nn.Linear, torch.nn.Conv1d)):
             torch.nn.init.xavier_normal_(module.weight, 2.0)
@@ -43,7 +44,7 @@ def lively(model, seed):
     return model.eval()
 
 
-MODELS = {"whisper": lambda: lively(whisper(), 12), "conformer_aed": lambda: lively(conformer_aed(), 21)}
+MODELS = {"whisper": lambda: lively(whisper, 14), "conformer_aed": lambda: lively(conformer_aed, 5)}
 ATTENTION = [SearchConfig("greedy"), SearchConfig("beam", 1), SearchConfig("beam", 4)]
 WITH_CTC = [SearchConfig(kind, 4, 5, ctc_weight=0.4) for kind in ("beam", "prefix_beam", "rescore")]
 
@@ -96,10 +97,10 @@ def test_alone_equals_in_any_batch_whatever_the_padding_holds(name, config):
 
 
 @pytest.mark.parametrize("beams", [1, 2, 5])
-@pytest.mark.parametrize("seed", [9, 12, 14])
+@pytest.mark.parametrize("seed", [3, 11, 20])
 def test_tokens_are_those_of_transformers(beams, seed):
     transformers = pytest.importorskip("transformers")
-    model = lively(whisper(), seed)
+    model = lively(whisper, seed)
     c = transformers.WhisperConfig(
         vocab_size=20, d_model=16, num_mel_bins=7, encoder_layers=1, decoder_layers=2, encoder_attention_heads=2,
         decoder_attention_heads=2, encoder_ffn_dim=24, decoder_ffn_dim=24, max_source_positions=60,

@@ -173,6 +173,27 @@ def test_model_scope_has_one_router():
     assert all(p.requires_grad for p in model.parameters())
 
 
+def test_kind_scope_has_one_router_and_weights_for_each_block():
+    model, adapter = adapted("saml")
+    assert list(adapter.routers) == ["group0"] and len({id(l.router) for l in adapter.layers.values()}) == 1
+    with adapter.route(lengths=LENGTHS) as routing:
+        model(batch())
+        first, second = (routing.shared[f"layers.{n}.group0"].gates for n in range(2))
+    assert first.shape == (3, E) and not torch.allclose(first, second)
+
+
+def test_memory_targets_must_be_among_the_targets():
+    kind = RouterSpec(route="local", scope="kind")
+    attach(Tower(), ExpertSpec(("q_proj", "k_proj"), E, router=kind, memory_targets=("k_proj",)))
+    for targets, says in ((("up",), "match none"), (("kproj",), "matches no linear layer")):
+        model = Tower()
+        with pytest.raises(UserError, match=says):
+            attach(model, ExpertSpec(("q_proj", "k_proj"), E, router=kind, memory_targets=targets))
+        assert all(p.requires_grad for p in model.parameters())
+    with pytest.raises(UserError, match="scope: block or kind"):
+        ExpertSpec(("q_proj",), E, memory_targets=("k_proj",))
+
+
 def test_several_specs_on_one_model():
     model = Tower()
     adapter = attach(model, [ExpertSpec(("q_proj",), E, 1), ExpertSpec(("up",), E, 4, mixing="factor",

@@ -138,6 +138,7 @@ def test_nothing_but_the_file_is_left(tmp_path):
 def test_table_of_speakers(decode, tmp_path):
     size = {"model_bytes": 4_000_000, "seconds_per_utterance": 0.0421}
     rows = [read_row(f"base={decode('base', 0.3, 1)}", "wer", "english")]
+    size |= {"trainable_parameters": 50, "mean_active_experts": 2.5}
     rows += [read_row(f"moe={decode('moe', 0.1, 2, **size)}", "wer", "english")]
     results = make_results(rows, None, BOOTSTRAP, by="speaker")
     text = render(results, tmp_path, "wer", "english", BOOTSTRAP)
@@ -147,6 +148,7 @@ def test_table_of_speakers(decode, tmp_path):
     moe, base = (dict(zip(header, cells(text, name)[0])) for name in ("moe", "base"))
     assert moe["change %"] == f"{100 * (second / first - 1):+.1f}" and moe["change %"].startswith("-")
     assert (moe["MB"], moe["ms / utterance"], base["MB"], base["change %"]) == ("4.0", "42.1", "-", "-")
+    assert (moe["trainable %"], base["trainable %"]) == ("5.00", "-")
     (speaker,) = cells(text, "de4")
     rates = [f"{100 * summary.counts.rate:.1f}" for summary in results.speakers["de4"]]
     assert speaker == ["de4", "10", str(results.speakers["de4"][0].counts.n), *rates]

@@ -27,6 +27,7 @@ NUM_EXPERTS, RANK = 8, 16
 TOKENS_PER_SECOND = 3  # of English speech
 WINDOW = FeatureConfig.whisper(pad_seconds=30.0)
 FREE = FeatureConfig.whisper()
+Wrap = Callable[[Whisper], Whisper]
 
 
 class RoutedLoop(nn.Module):
@@ -75,12 +76,12 @@ def step(model: nn.Module, features_NTF: Tensor, lengths_N: Tensor, seconds: flo
     return call
 
 
-def without_padding(quick: bool, num: int, seconds: float, bar: float) -> Row:
+def without_padding(quick: bool, num: int, seconds: float, what: str, wrap: Wrap, bar: Optional[float]) -> Row:
     def build() -> tuple[Call, Call]:
-        model, audio = whisper(quick), speech(num, seconds)
+        model, audio = wrap(whisper(quick)), speech(num, seconds)
         return tuple(step(model, *log_mel(*audio, config), seconds) for config in (WINDOW, FREE))
 
-    name = f"step padded to 30 s / not padded, {num} utterances of {seconds:g} s"
+    name = f"step padded to 30 s / not padded, {what}, {num} utterances of {seconds:g} s"
     return Row(name, paired(build), bar, better="higher")
 
 
@@ -109,8 +110,6 @@ def with_peft(model: Whisper) -> Whisper:
 
 def experts(quick: bool, seconds: float) -> list[Row]:
     """The whole model with experts in every linear layer, no padding."""
-    Wrap = Callable[[Whisper], Whisper]
-
     def row(name: str, above: Wrap, below: Wrap, bar: Optional[float], better: str, bf16: bool = False) -> Row:
         def build() -> tuple[Call, Call]:
             model, features = whisper(quick), log_mel(*speech(2, seconds), FREE)
@@ -166,8 +165,9 @@ def feature_error(seconds: float) -> Row:
 def make_rows(quick: bool) -> list[Row]:
     long, short = (2.0, 1.0) if quick else (10.0, 5.0)
     return [
-        without_padding(quick, 2, long, 4.0),
-        without_padding(quick, 4, short, 7.0),
+        without_padding(quick, 2, long, "experts train", with_experts, 4.0),
+        without_padding(quick, 4, short, "experts train", with_experts, 7.0),
+        without_padding(quick, 2, long, "all weights train", lambda model: model, None),
         bucketing(),
         features(8, long, 8.0),
         features(1, long, None),

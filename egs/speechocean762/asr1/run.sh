@@ -18,7 +18,7 @@ results=RESULTS.md             # the table to write
 [ -n "$corpus_dir" ] || option_error "give --corpus-dir, the folder that holds speechocean762/ (OpenSLR 101, unpacked)"
 model=whisper whisper=${model_dir:+$model_dir/whisper-tiny.en} finetune=true conf=conf order=random normaliser=english
 whisper=${whisper:-openai/whisper-tiny.en} tokens="--kind bpe --vocab_size 500"
-import_options="--dropout 0.1 --label_smoothing 0.1"
+import_options="--decoder_dropout 0.1 --label_smoothing 0.1"
 . "$MOE_ASR_ROOT/utils/speakers.sh"
 
 stage_1() {

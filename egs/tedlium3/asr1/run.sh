@@ -9,7 +9,7 @@ mini=false                      # a generated miniature of corpus, models and tr
 corpus_dir=                     # folder that holds TEDLIUM_release-3/; downloaded where empty
 mirror=https://www.openslr.org/resources # of OpenSLR, for the download
 max_train=0                     # talks for the base, the initial and the pre-trained experts; 0 takes all others
-librispeech=                    # exp/MODEL of egs/librispeech to take base and pre-trained experts from, as SAML's authors do
+librispeech_dir=                # exp/MODEL of egs/librispeech to take base and pre-trained experts from, as SAML's authors do
 nj=4                            # processes that check data, and jobs that the speakers are divided among
 data_dir=data                   # tables, manifests and tokens
 exp_dir=exp                     # models, hypotheses and scores
@@ -21,7 +21,7 @@ results=                        # the table to write; by default RESULTS.md in t
 
 . "$(dirname "$0")/path.sh"
 normaliser=english order=random conf=conf tokens="--kind bpe --vocab_size 500" finetune=false beam=20
-download=false targets=conf/target_speakers.txt experts=10 base_dir=$librispeech
+download=false targets=conf/target_speakers.txt experts=10 base_dir=$librispeech_dir
 if [ "$mini" = true ]; then
   [ -z "$corpus_dir" ] || option_error "--mini true makes a corpus of its own: leave out --corpus-dir"
   conf=conf/mini tokens="--kind char" finetune=true beam=2 targets=conf/mini_target_speakers.txt experts=2

@@ -1,0 +1,91 @@
+"""What a run trains, and from what it starts."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from moe_asr.config import load_config
+from moe_asr.errors import UserError
+from moe_asr.methods.adaptation import AdaptationConfig
+from moe_asr.methods.saml import SamlConfig
+from moe_asr.models.folder import load_model, save_model
+from moe_asr.quant import QuantConfig, quantise
+from moe_asr.training.run import RunConfig, train
+
+
+@pytest.fixture
+def config(corpus, tmp_path):
+    return load_config(RunConfig, _with_folder(corpus, tmp_path))
+
+
+def _with_folder(corpus, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text((corpus / "lora.yaml").read_text() + f"exp_dir: {tmp_path / 'lora'}\n")
+    return path
+
+
+def changed(before, after):
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def experts_of(folder):
+    return load_file(folder / "adapter/adapter.safetensors")
+
+
+def test_frozen_parameters_stay_as_they_were(config, corpus, tmp_path):
+    plain = replace(config, adaptation=None, exp_dir=str(tmp_path / "run"), frozen=(r"^encoder\.subsampling", "norm"))
+    train(plain)
+    before = load_model(corpus / "base").model.state_dict()
+    after = load_model(tmp_path / "run/final").model.state_dict()
+    frozen = {name for name in before if name.startswith("encoder.subsampling") or "norm" in name}
+    assert changed(before, after) == set(before) - frozen
+
+
+def test_a_pattern_that_freezes_nothing_is_refused(config, tmp_path):
+    plain = replace(config, adaptation=None, exp_dir=str(tmp_path / "run"), frozen=("nowhere",))
+    with pytest.raises(UserError, match="'nowhere' is found in no name of a parameter"):
+        train(plain)
+
+
+@pytest.mark.parametrize("part", ["experts", "routers", "all"])
+def test_goes_on_with_an_adaptation_and_trains_a_part_of_it(config, tmp_path, part):
+    saml = AdaptationConfig(saml=SamlConfig(num_experts=2, dropout=0.0))
+    train(replace(config, adaptation=saml))
+    before = experts_of(tmp_path / "lora/final")
+    later = replace(config, adaptation=None, init_adaptation=str(tmp_path / "lora/final"), train_only=part)
+    train(replace(later, exp_dir=str(tmp_path / "later")))
+    routers = {name for name in before if ".router." in name}
+    expected = {"routers": routers, "experts": set(before) - routers, "all": set(before)}[part]
+    assert changed(before, experts_of(tmp_path / "later/final")) == expected
+
+
+def test_another_start_is_another_run(config, tmp_path):
+    train(config)
+    later = replace(config, adaptation=None, init_adaptation=str(tmp_path / "lora/final"), exp_dir=str(tmp_path / "b"))
+    train(later)
+    train(replace(config, train=replace(config.train, seed=1), on_change="restart"))  # other experts in the same place
+    with pytest.raises(UserError, match="started with initial_experts"):
+        train(later)
+
+
+def test_a_quantised_model_is_not_fine_tuned(config, corpus, tmp_path):
+    loaded = load_model(corpus / "base")
+    small = QuantConfig(targets=("up", "down"))
+    quantise(loaded.model, small)
+    save_model(tmp_path / "nf4", loaded.model, replace(loaded.config, quantisation=small), loaded.tokens)
+    with pytest.raises(UserError, match="is quantised and cannot be fine-tuned"):
+        train(replace(config, init=str(tmp_path / "nf4"), adaptation=None))
+    train(replace(config, init=str(tmp_path / "nf4")))
+
+
+def test_contradictions_are_refused(config):
+    for change, says in (
+        ({"init_adaptation": "x"}, "give one of them"),
+        ({"frozen": ("norm",)}, "frozen is for fine-tuning"),
+        ({"adaptation": None, "train_only": "experts"}, "train_only is for experts"),
+        ({"adaptation": AdaptationConfig()}, "give either experts or saml"),
+    ):
+        with pytest.raises(UserError, match=says):
+            train(replace(config, **change))
