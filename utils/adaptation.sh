@@ -7,12 +7,17 @@
 #   systems                   adaptations to compare: names of conf/NAME.yaml, whose first line names the table's row
 #   general                   the accent of the general domain
 #   normaliser                name of the text normaliser
+#   quantise                  nf4: the base is in 4 bits when experts are trained on it and decoded with it; none: not
 #   nj                        processes that check audio
 #   training                  options for all training runs
 #   train_cmd decode_cmd      job back ends, in cmd.sh; empty runs jobs here
 
 : "${nj:?}" "${data_dir:?}" "${exp_dir:?}" "${results:?}" "${systems:?}" "${general:?}" "${normaliser:?}" "${training=}"
-: "${train_cmd=}" "${decode_cmd=}"
+: "${train_cmd=}" "${decode_cmd=}" "${quantise:=none}"
+
+[[ $quantise =~ ^(none|nf4)$ ]] || option_error "--quantise takes none or nf4, not '$quantise'"
+base=$exp_dir/base/final
+[ "$quantise" = none ] || base=$exp_dir/base-$quantise
 
 tables="train_general train_accents dev_general dev_accents test"
 prepared=("$data_dir"/{train_general,train_accents,dev_general,dev_accents,test}.jsonl.gz "$data_dir/tokens") # of stage 1
@@ -30,9 +35,12 @@ make_tokens() { # make_tokens OPTIONS: the token set of the base recogniser
 }
 
 stage_2() {
-  stage "Train the base recogniser on the general accent" outputs "$exp_dir/base/final"
+  stage "Train the base recogniser on the general accent" outputs "$exp_dir/base/final" "$base"
   train base --tokens "$data_dir/tokens" --normaliser "$normaliser" \
     --data.manifests+ "$data_dir/train_general.jsonl.gz" --valid.manifests+ "$data_dir/dev_general.jsonl.gz"
+  if [ "$quantise" = nf4 ]; then
+    python3 -m moe_asr.bin.quantise --model "$exp_dir/base/final" --out_dir "$base"
+  fi
 }
 
 stage_3() {
@@ -51,13 +59,14 @@ stage_4() {
 }
 
 adapt() { # adapt NAME: full fine-tuning, or experts on the frozen base, as conf/NAME.yaml says
-  local routed=()
+  local routed=() from=$base
   [ -f "conf/$1.yaml" ] || { echo "error: no system '$1': there is no conf/$1.yaml" >&2 && exit 1; }
   if grep -q 'route: \(hierarchical\|given\)' "conf/$1.yaml" && ! grep -q 'num_experts: 1$' "conf/$1.yaml"; then
     routed=(--adaptation.domain_classifier "$exp_dir/accent/final")
   fi
+  grep -q '^adaptation:' "conf/$1.yaml" || from=$exp_dir/base/final # what is in 4 bits cannot be trained itself
   echo "- $1"
-  train "$1" --init "$exp_dir/base/final" "${routed[@]}" \
+  train "$1" --init "$from" "${routed[@]}" \
     --data.manifests+ "$data_dir/train_accents.jsonl.gz" --valid.manifests+ "$data_dir/dev_accents.jsonl.gz"
 }
 
@@ -75,8 +84,9 @@ stage_5() {
   stage "Decode the test set" outputs "${folders[@]/%//test/system.json}"
   for system in base $systems; do
     model=(--model "$exp_dir/$system/final")
+    [ "$system" != base ] || model=(--model "$base")
     if [ -f "$exp_dir/$system/final/adaptation.yaml" ]; then
-      model=(--model "$exp_dir/base/final" --adaptation "$exp_dir/$system/final")
+      model=(--model "$base" --adaptation "$exp_dir/$system/final")
     fi
     job "$decode_cmd" "$exp_dir/log/decode-$system.log" python3 -m moe_asr.bin.decode "${model[@]}" \
       --manifest "$data_dir/test.jsonl.gz" --out_dir "$exp_dir/$system/test" --on_change restart

@@ -114,7 +114,7 @@ class TransformerDecoder(Checkpointed):
             x_NMD = layer.feed_forward(x_NMD)
         state.position += P
         hidden_NKD = self.layer_norm(x_NMD.view(N, K, P, -1)[:, :, -1])
-        return F.linear(hidden_NKD, state.output_weight.to(hidden_NKD.dtype)).float()
+        return F.linear(hidden_NKD.to(state.output_weight.dtype), state.output_weight).float()
 
     def _embed(self, tokens: Tensor, first: int) -> Tensor:
         positions_PD = self.embed_positions.weight[first : first + tokens.shape[-1]]

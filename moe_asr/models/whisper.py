@@ -95,7 +95,9 @@ class Whisper(EncoderDecoder):
             raise UserError("whisper: prompt is empty; decoding needs a token to start with")
         self.encoder = WhisperEncoder(config)
         self.decoder = TransformerDecoder(
-            DecoderConfig(config.decoder_layers, config.heads, config.ffn, config.decoder_dropout, config.max_tokens, True),
+            DecoderConfig(
+                config.decoder_layers, config.heads, config.ffn, config.decoder_dropout, config.max_tokens, True
+            ),
             config.width,
             config.vocab_size,
         )

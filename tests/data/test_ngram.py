@@ -25,7 +25,7 @@ ngram 3=2
 -1.1 foreign -0.4
 
 \\2-grams:
--0.2 <s> the -0.15
+-0.2 <s> the
 -0.3 the cat -0.25
 -0.4 cat </s>
 -0.6 foreign cat -0.7

@@ -137,13 +137,15 @@ def test_alone_equals_in_any_batch_whatever_the_padding_holds(tokens, lang, with
         assert search.n_best(row[None, :n], n[None]) == [several]
 
 
-def test_an_utterance_cut_off_within_a_word_gives_its_beginning(tokens, lang):
-    ids = tokens.encode("b ab")[:-1]
-    log_probs = torch.full((1, len(ids), tokens.size), -20.0)
-    log_probs[0, range(len(ids)), ids] = 0.0
-    search = lattice_k2.LatticeSearch(SearchConfig("lattice", lang=lang[0]), tokens)
-    (text,) = search.one_best(log_probs, torch.tensor([len(ids)]))
-    assert text.tokens == tuple(ids)
+def test_an_utterance_cut_off_within_a_word_gives_its_beginning(tmp_path, tokens):
+    write_lang(tmp_path / "lang", spell(["babba"], tokens), tokens)
+    ids = tuple(tokens.encode("babba")[:-1])
+    log_probs = torch.full((1, 2 * len(ids), tokens.size), -20.0)
+    log_probs[0, ::2, 0] = log_probs[0, range(1, 2 * len(ids), 2), ids] = 0.0
+    search = lattice_k2.LatticeSearch(SearchConfig("lattice", lang=str(tmp_path / "lang")), tokens)
+    (text,), ((best, *_),) = (find(log_probs, torch.tensor([2 * len(ids)])) for find in (search.one_best, search.n_best))
+    assert text.tokens == best.tokens == ids
+    assert text.score == pytest.approx(0.0, abs=1e-4) and best.score == pytest.approx(0.0, abs=1e-4)
 
 
 def test_the_graph_is_kept_until_its_lang_folder_changes(tmp_path, tokens, lang, monkeypatch):

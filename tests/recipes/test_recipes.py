@@ -1,5 +1,6 @@
 """Recipes from end to end, on as little data as they run with."""
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -52,6 +53,16 @@ def test_a_changed_option_runs_again_what_depends_on_it(mini):
     assert output.count("done already") == 3
     assert "stage 4" in output and "again, changed: systems" in output
     assert "decoded already" in output  # the base has not changed
+
+
+def test_experts_on_a_base_in_4_bits(mini):
+    folder, _ = mini
+    output = recipe("mini_accents/asr1", folder, SMALL, SHORT, "--quantise", "nf4", "--systems", "full lora")
+    assert "stage 2" in output and "again, changed: quantise" in output
+    decoded = {name: folder / f"exp/{name}/test/system.json" for name in ("base", "lora", "full")}
+    systems = {name: json.loads(path.read_text()) for name, path in decoded.items()}
+    assert systems["base"]["model"] == systems["lora"]["model"] == str(folder / "exp/base-nf4")
+    assert systems["full"]["model"] == str(folder / "exp/full/final")  # trained as a whole, so from the base in 32 bits
 
 
 def test_mistakes_are_one_line(tmp_path):

@@ -1,0 +1,37 @@
+import torch
+from torch import nn
+
+from moe_asr.decoding.precision import computing_in, lower_weights
+from moe_asr.models.time_conv import TimeConv
+from moe_asr.quant import QuantConfig, quantise
+
+
+def model():
+    parts = {"linear": nn.Linear(64, 64), "conv": TimeConv(4, 4, 3), "norm": nn.LayerNorm(64), "nf4": nn.Linear(64, 64)}
+    found = nn.ModuleDict({**parts, "embedding": nn.Embedding(5, 64)})
+    assert quantise(found, QuantConfig(targets=("nf4",))) == ["nf4"]
+    return found
+
+
+def test_only_large_weights_are_lowered():
+    lowered = model()
+    lower_weights(lowered, "bf16")
+    for name, tensor in lowered.state_dict().items():
+        expected = torch.bfloat16 if name.split(".")[0] in ("linear", "conv", "embedding") else torch.float32
+        assert tensor.dtype in (expected, torch.uint8) and (tensor.dtype != torch.uint8 or name == "nf4.codes")
+
+
+def test_full_precision_changes_nothing():
+    same = model()
+    before = {name: tensor.clone() for name, tensor in same.state_dict().items()}
+    lower_weights(same, "fp32")
+    assert all(torch.equal(before[name], tensor) for name, tensor in same.state_dict().items())
+
+
+def test_products_are_computed_in_it():
+    x, linear = torch.randn(2, 64), nn.Linear(64, 64)
+    with computing_in("bf16", "cpu"):
+        assert linear(x).dtype == torch.bfloat16
+        assert linear(x).float().log_softmax(-1).dtype == torch.float32
+    with computing_in("fp32", "cpu"):
+        assert linear(x).dtype == torch.float32
