@@ -34,7 +34,7 @@ from moe_asr.methods.adaptation import AdaptedRecogniser
 from moe_asr.models.folder import LoadedModel, load_model
 from moe_asr.models.interface import Recogniser
 from moe_asr.provenance import record
-from moe_asr.quant import Nf4Layer
+from moe_asr.quant import num_parameters
 
 
 @dataclass(frozen=True)
@@ -220,8 +220,7 @@ def _system(
     Routers count as trained, the accent recogniser does not.
     """
     experts = adapted.adapter.num_parameters() if adapted else 0
-    base = sum(p.numel() for p in loaded.model.parameters()) - experts
-    base += sum(layer.weight_shape.numel() for layer in loaded.model.modules() if isinstance(layer, Nf4Layer))
+    base = num_parameters(loaded.model) - experts
     one = experts // adapted.adapter.members if adapted else 0
     return {
         "model": config.model,

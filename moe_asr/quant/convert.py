@@ -72,6 +72,12 @@ def bits_per_weight(model: nn.Module) -> float:
     return 8 * stored / max(1, sum(layer.weight_shape.numel() for layer in layers))
 
 
+def num_parameters(model: nn.Module) -> int:
+    """Its parameters, trained or not, with those that are packed."""
+    packed = (module.weight_shape.numel() for module in model.modules() if isinstance(module, Nf4Layer))
+    return sum(parameter.numel() for parameter in model.parameters()) + sum(packed)
+
+
 def _matching(model: nn.Module, targets: Iterable[str]) -> list[str]:
     """Names of the layers that match, in the model's order."""
     layers = {name: None for name, module in model.named_modules(remove_duplicate=False) if can_pack(module)}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_asr.errors import UserError
+from moe_asr.quant import num_parameters
 from moe_asr.training.schedule import ScheduleConfig
 
 
@@ -174,7 +175,7 @@ def describe_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> l
         size = sum(p.numel() for p in group["params"])
         how = f"lr {group['lr']:.3g}, weight decay {group['weight_decay']:.3g}"
         rows.append((group["name"], len(group["params"]), size, how))
-    total = sum(p.numel() for p in model.parameters())
+    total = num_parameters(model)
     trained = sum(row[2] for row in rows)
     share = f"{100 * trained / total:.2f} % of {total:,}"
     rows.append(("trainable", sum(row[1] for row in rows), trained, share))

@@ -140,10 +140,10 @@ def test_alone_equals_in_any_batch_whatever_the_padding_holds(tokens, lang, with
 def test_an_utterance_cut_off_within_a_word_gives_its_beginning(tmp_path, tokens):
     write_lang(tmp_path / "lang", spell(["babba"], tokens), tokens)
     ids = tuple(tokens.encode("babba")[:-1])
-    log_probs = torch.full((1, 2 * len(ids), tokens.size), -20.0)
+    log_probs, lengths = torch.full((1, 2 * len(ids), tokens.size), -math.inf), torch.tensor([2 * len(ids)])
     log_probs[0, ::2, 0] = log_probs[0, range(1, 2 * len(ids), 2), ids] = 0.0
     search = lattice_k2.LatticeSearch(SearchConfig("lattice", lang=str(tmp_path / "lang")), tokens)
-    (text,), ((best, *_),) = (find(log_probs, torch.tensor([2 * len(ids)])) for find in (search.one_best, search.n_best))
+    (text,), ((best, *_),) = (find(log_probs, lengths) for find in (search.one_best, search.n_best))
     assert text.tokens == best.tokens == ids
     assert text.score == pytest.approx(0.0, abs=1e-4) and best.score == pytest.approx(0.0, abs=1e-4)
 
@@ -207,7 +207,5 @@ def test_only_candidates_and_the_blank_are_tried(tokens, lang):
     for n, t in itertools.product(range(3), range(9)):
         for v in [0, *sorted(range(tokens.size), key=lambda v: -log_probs[n, t, v])[:3]]:
             cut[n, t, v] = log_probs[n, t, v]
-    few, all_ = (
-        lattice_k2.LatticeSearch(SearchConfig("lattice", candidates=k, lang=lang[0]), tokens) for k in (3, 0)
-    )
+    few, all_ = (lattice_k2.LatticeSearch(SearchConfig("lattice", candidates=k, lang=lang[0]), tokens) for k in (3, 0))
     assert few.one_best(log_probs, lengths) == all_.one_best(cut, lengths) != all_.one_best(log_probs, lengths)

@@ -8,7 +8,7 @@ from moe_asr.errors import UserError
 from moe_asr.experts import ExpertSpec, RouterSpec, attach, base_identity
 from moe_asr.models.conformer import ConformerConfig
 from moe_asr.models.conformer_ctc import ConformerCTC, ConformerCTCConfig
-from moe_asr.quant import Nf4Layer, QuantConfig, bits_per_weight, dequantise, is_quantised, quantise
+from moe_asr.quant import Nf4Layer, QuantConfig, bits_per_weight, dequantise, is_quantised, num_parameters, quantise
 
 SPEC = ExpertSpec((r"encoder\.layers\.\d+\.attention\.(q|k|v|out)_proj", "up"), 2, 3, router=RouterSpec(route="local"))
 
@@ -61,6 +61,14 @@ def test_bits_per_weight(block, double, expected):
     model = recogniser(width=64)
     quantise(model, QuantConfig(block=block, double=double))
     assert bits_per_weight(model) == pytest.approx(expected, abs=0.01)
+
+
+def test_packed_parameters_count_as_many():
+    model = recogniser()
+    before = num_parameters(model)
+    assert before == sum(p.numel() for p in model.parameters())
+    quantise(model, QuantConfig())
+    assert num_parameters(model) == before > sum(p.numel() for p in model.parameters())
 
 
 def test_dequantise_gives_a_plain_model_that_computes_the_same():

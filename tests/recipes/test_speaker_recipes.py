@@ -37,13 +37,13 @@ def local(name, script, *options, fails=False, cwd=None):
     return done.stderr
 
 
-@pytest.mark.parametrize("name", ["librispeech", "tedlium3"])
-def test_miniature_runs_whole_with_both_models(name, tmp_path):
+@pytest.mark.parametrize("name, nj", [("librispeech", "1"), ("tedlium3", "2")])
+def test_miniature_runs_whole_with_both_models(name, nj, tmp_path):
     pytest.importorskip("transformers")
-    output = recipe(name, tmp_path, "--mini", "true", "--nj", "2", "--model", "whisper")
+    output = recipe(name, tmp_path, "--mini", "true", "--nj", nj, "--model", "whisper")
     for number in range(1, 11):
         assert f"stage {number}: done in" in output
-    output = recipe(name, tmp_path, "--mini", "true", "--nj", "2", "--model", "conformer", "--systems", "saml", GREEDY)
+    output = recipe(name, tmp_path, "--mini", "true", "--nj", nj, "--model", "conformer", "--systems", "saml", GREEDY)
     assert output.count("done already, nothing changed") == 3 and "stage 10: done in" in output
     for model, systems in (("whisper", ["pqm", "saml_random", "saml"]), ("conformer", ["saml"])):
         exp = tmp_path / "exp" / model
@@ -54,7 +54,7 @@ def test_miniature_runs_whole_with_both_models(name, tmp_path):
             assert len(lines) == 6 and {line["speaker"] for line in lines} == set(TARGETS[name])
         sizes = [sum(p.stat().st_size for p in (exp / f).rglob("*") if p.is_file()) for f in ("base/final", "nf4")]
         assert sizes[1] < sizes[0]
-    assert "done already" in recipe(name, tmp_path, "--mini", "true", "--nj", "1", "--model", "conformer", "--systems",
+    assert "done already" in recipe(name, tmp_path, "--mini", "true", "--nj", "3", "--model", "conformer", "--systems",
                                     "saml", GREEDY, "--stop-stage", "4")  # fmt: skip
 
 
