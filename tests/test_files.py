@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from moe_asr import files
-from moe_asr.files import atomic_folder, atomic_write, folder_bytes, remove_leftovers
+from moe_asr.errors import UserError
+from moe_asr.files import atomic_folder, atomic_write, check_folder_name, folder_bytes, remove_leftovers
 
 
 def names(folder: Path) -> list[str]:
@@ -203,3 +204,14 @@ def test_size_of_a_folder(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x" * size)
     assert folder_bytes(tmp_path) == 7
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "/etc", "../x", "a/b", "a/", "a\0"])
+def test_names_that_lead_elsewhere_are_no_folder_names(name):
+    with pytest.raises(UserError, match="x.txt names '.*', which cannot be part of a folder's name"):
+        check_folder_name(name, "x.txt")
+
+
+@pytest.mark.parametrize("name", ["a", "...", "a..b", ".a", "Zo\u00eb 1", "a\\b"])
+def test_other_names_are(name):
+    check_folder_name(name, "x.txt")

@@ -10,7 +10,8 @@ from typing import Optional
 from moe_asr.data.manifests import read_manifest
 from moe_asr.errors import UserError
 from moe_asr.files import folder_bytes
-from moe_asr.methods.adaptation import AdaptedRecogniser, load_adapted, load_stacked
+from moe_asr.methods.adapt import load_adapted, load_stacked
+from moe_asr.methods.adaptation import AdaptedRecogniser
 from moe_asr.models.interface import Recogniser
 
 KEYS = ("speaker", "accent", "language")

@@ -196,6 +196,8 @@ def _settings(config: DecodeConfig, loaded: LoadedModel, adapted: Optional[Adapt
     """All that decides the hypotheses."""
     return {
         "model": base_identity(loaded.model),
+        "model_config": to_plain(loaded.config),
+        "tokens": loaded.tokens.digest,
         "adaptation": adapter_identity(adapted.adapter) if adapted else None,
         "classifier": base_identity(adapted.classifier) if adapted and adapted.classifier else None,
         "manifest": hashlib.sha256(Path(config.manifest).read_bytes()).hexdigest(),

@@ -43,6 +43,10 @@ class SearchConfig:
             raise UserError(f"search: beam must be at least 1, not {self.beam}")
         if self.candidates < 0:
             raise UserError(f"search: candidates must not be negative, but is {self.candidates}")
+        if self.ctc_weight and self.kind not in ("beam", "rescore", "lattice_rescore"):
+            raise UserError(f"search: ctc_weight is for a decoder and CTC together, not for {self.kind}: set kind beam")
+        if self.lang and self.kind not in ("lattice", "lattice_rescore"):
+            raise UserError(f"search: a lang folder is for lattices, not for {self.kind}; set kind: lattice")
         if not 0 <= self.ctc_weight < 1:
             raise UserError(
                 f"search: ctc_weight must be at least 0 and below 1, not {self.ctc_weight}; prefix_beam is CTC alone"

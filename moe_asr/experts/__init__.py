@@ -1,7 +1,13 @@
 """Mixtures of LoRA experts for any frozen torch model."""
 
 from moe_asr.experts.adapter import Adapter
-from moe_asr.experts.adapter_files import load_adapter, read_adapter_info, read_adapter_tensors, save_adapter
+from moe_asr.experts.adapter_files import (
+    check_base,
+    load_adapter,
+    read_adapter_info,
+    read_adapter_tensors,
+    save_adapter,
+)
 from moe_asr.experts.attach import attach, matching_layers
 from moe_asr.experts.context import Routing
 from moe_asr.experts.identity import adapter_identity, base_identity
@@ -22,6 +28,7 @@ __all__ = [
     "adapter_identity",
     "attach",
     "base_identity",
+    "check_base",
     "export_expert",
     "import_expert",
     "load_adapter",

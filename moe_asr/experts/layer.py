@@ -30,7 +30,7 @@ class ExpertSpec:
         alpha: the experts' output is scaled by alpha / rank
         dropout: on the experts' input only
         mixing: product, sum_e w_e B_e A_e, or factor, (sum_e w_e B_e)(sum_e w_e A_e) with one w for each utterance
-        same_start: all experts start from one A (needed where separately trained experts are mixed by factor)
+        same_start: all experts start from one A
         router: who computes the weights
         stream: which of the lengths given to `route` hold for these layers
         memory_targets: those of the layers, named in the same way, that see the memory instead of the frames of their

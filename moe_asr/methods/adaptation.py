@@ -9,12 +9,12 @@ import dataclasses
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Literal, Mapping, Optional
+from typing import Iterator, Literal, Optional
 
 import torch
 from torch import Tensor, nn
 
-from moe_asr.config import load_config, save_config
+from moe_asr.config import save_config
 from moe_asr.data.batches import Batch
 from moe_asr.data.features import log_mel
 from moe_asr.errors import UserError
@@ -23,19 +23,14 @@ from moe_asr.experts import (
     ExpertSpec,
     Routing,
     RoutingStatistics,
-    attach,
-    load_adapter,
-    read_adapter_tensors,
     save_adapter,
-    stack_adapters,
 )
 from moe_asr.files import atomic_folder
 from moe_asr.methods.hdmole import entropy_fallback
-from moe_asr.methods.saml import SamlConfig, saml_specs
-from moe_asr.models.domain_classifier import DomainClassifier
-from moe_asr.models.folder import LoadedModel, load_model, save_model
+from moe_asr.methods.saml import SamlConfig
+from moe_asr.models.folder import LoadedModel, save_model
 from moe_asr.models.interface import Loss, Recogniser
-from moe_asr.models.time_conv import padding_mask
+from moe_asr.models.time_conv import real_mask
 
 Route = Literal["posterior", "label", "uniform"]
 
@@ -105,7 +100,7 @@ class AdaptedRecogniser(nn.Module):
 
     def forward(self, features_NTF: Tensor, feature_lengths_N: Tensor, batch: Batch) -> Loss:
         """The recogniser's loss, plus load balancing where the routers ask for it."""
-        with self.route(batch, feature_lengths_N) as routing:
+        with self.route(batch, feature_lengths_N, text_lengths_N=self.recogniser.text_lengths(batch)) as routing:
             loss = self.recogniser(features_NTF, feature_lengths_N, batch)
             if not routing.balance:
                 return loss
@@ -115,13 +110,19 @@ class AdaptedRecogniser(nn.Module):
 
     @contextmanager
     def route(
-        self, batch: Batch, feature_lengths_N: Tensor, global_route: Optional[Route] = None, fallback: float = 0.0
+        self,
+        batch: Batch,
+        feature_lengths_N: Tensor,
+        global_route: Optional[Route] = None,
+        fallback: float = 0.0,
+        text_lengths_N: Optional[Tensor] = None,
     ) -> Iterator[Routing]:
         """Inside, the recogniser sees this batch's routing.
 
         Args:
             global_route: instead of the configured one
             fallback: strength of the fallback to the base model where the domain is uncertain, see `entropy_fallback`
+            text_lengths_N: real positions of a decoder that is given whole texts
         """
         domains, scale = self.domain_weights(batch, global_route), None
         if fallback and (domains is None or domains.shape[1] == 1):
@@ -129,10 +130,12 @@ class AdaptedRecogniser(nn.Module):
         if domains is not None:
             scale = entropy_fallback(domains, fallback) if fallback else None
             domains, scale = self._leave_to_base(domains, scale)
-        lengths_N = self.recogniser.output_lengths(feature_lengths_N)
+        lengths = {"default": self.recogniser.output_lengths(feature_lengths_N)}
+        if text_lengths_N is not None:
+            lengths["decoder"] = text_lengths_N
         statistics = None if self.training else self.statistics
         members_N = self._members_of(batch)
-        with self.adapter.route(domains, lengths_N, scale, statistics, batch.domains_N, members_N) as routing:
+        with self.adapter.route(domains, lengths, scale, statistics, batch.domains_N, members_N) as routing:
             yield routing
 
     def domain_weights(self, batch: Batch, global_route: Optional[Route] = None) -> Optional[Tensor]:
@@ -144,6 +147,8 @@ class AdaptedRecogniser(nn.Module):
         G, device = max(1, len(self.config.domains)), batch.audio_NS.device
         route = global_route or self.config.global_route
         if not any(spec.router.needs_domains for spec in self.adapter.specs):
+            if global_route is not None:
+                raise UserError("global_route is for experts whose routers see the domain; leave it out")
             return None
         if self.adapter.num_experts == 1:
             return torch.ones(len(batch), 1, device=device)
@@ -175,7 +180,7 @@ class AdaptedRecogniser(nn.Module):
     def _remember(self, encoder: nn.Module, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
         """A forward hook of the encoder: routers of the decoder look at its states."""
         states_NTD, lengths_N = output
-        self.adapter.routing.memory = states_NTD, ~padding_mask(lengths_N, states_NTD.shape[1])[..., 0]
+        self.adapter.routing.memory = states_NTD, real_mask(lengths_N, states_NTD.shape[1])
 
     def _leave_to_base(self, domains_NG: Tensor, scale_N: Optional[Tensor]) -> tuple[Tensor, Optional[Tensor]]:
         """Probabilities of the domains that have experts, and the experts' scale `1 - p(base domain)`."""
@@ -195,111 +200,3 @@ class AdaptedRecogniser(nn.Module):
             if self.classifier is not None:
                 save_model(new / "domain_classifier", self.classifier, self.classifier_folder.config)
             save_config(dataclasses.replace(self.config, domain_classifier=None), new / "adaptation.yaml")
-
-
-def adapt(recogniser: Recogniser, config: AdaptationConfig) -> AdaptedRecogniser:
-    """Fresh experts on a recogniser.
-
-    Raises:
-        UserError: experts and domains do not correspond, or see `attach`
-    """
-    classifier = _load_classifier(config.domain_classifier)
-    names = config.domains or (classifier.model.domains if classifier else ())
-    if classifier and tuple(names) != tuple(classifier.model.domains):
-        raise UserError(
-            f"the domains are {', '.join(names)}, but the classifier knows {', '.join(classifier.model.domains)}, in "
-            "this order"
-        )
-    if config.base_domain is not None and config.base_domain not in names:
-        raise UserError(f"base_domain {config.base_domain} is none of the domains {', '.join(names) or '(none given)'}")
-    if (config.experts is None) == (config.saml is None):
-        raise UserError("adaptation: give either experts or saml")
-    experts = config.experts
-    if experts is not None and experts.targets == ("default",):
-        experts = dataclasses.replace(experts, targets=type(recogniser).default_targets)
-    specs = (experts,) if experts else saml_specs(config.saml, type(recogniser).attention_targets)
-    num_experts = specs[0].num_experts
-    needs = num_experts > 1 and any(spec.router.needs_domains for spec in specs)
-    if config.base_domain is not None and not needs:
-        raise UserError("base_domain is for routers that see the domain: set experts.router.route, num_experts above 1")
-    served = [name for name in names if name != config.base_domain]
-    if needs and len(served) != num_experts:
-        raise UserError(
-            f"there are {num_experts} experts for {len(served)} domains "
-            f"({', '.join(served) or 'no names given'}); set experts.num_experts, or domains"
-        )
-    if needs and config.global_route == "posterior" and classifier is None:
-        raise UserError("global_route posterior needs a domain_classifier; give its model folder, or route by label")
-    if config.initial_experts and len(config.initial_experts) != num_experts:
-        raise UserError(f"initial_experts names {len(config.initial_experts)} folders for {num_experts} experts")
-    loras = [_read_lora(folder) for folder in config.initial_experts]
-    config = dataclasses.replace(config, domains=tuple(names), experts=experts)
-    adapter = attach(recogniser, specs)
-    for index, (folder, lora) in enumerate(zip(config.initial_experts, loras)):
-        try:
-            adapter.set_expert(index, lora)
-        except UserError as error:
-            adapter.detach()
-            raise UserError(f"initial_experts: {folder}: {error}") from None
-    return AdaptedRecogniser(recogniser, adapter, config, classifier)
-
-
-def load_adapted(recogniser: Recogniser, folder: str | Path) -> AdaptedRecogniser:
-    """The inverse of `AdaptedRecogniser.save`; exact, see `load_adapter`."""
-    folder = Path(folder)
-    config = _read_config(folder)
-    classifier = folder / "domain_classifier"
-    loaded = _load_classifier(str(classifier) if classifier.is_dir() else None)
-    adapted = AdaptedRecogniser(recogniser, load_adapter(recogniser, folder / "adapter"), config, loaded)
-    return adapted.eval()
-
-
-def load_stacked(recogniser: Recogniser, folders: Mapping[str, Path], key: str) -> AdaptedRecogniser:
-    """Several adaptations of one kind at once: each utterance is served by the one of its own label.
-
-    Args:
-        folders: adaptation folder for each label
-        key: what is labelled: speaker, accent or language
-
-    Raises:
-        UserError: they are of different kinds or use a domain classifier; see also `stack_adapters`
-    """
-    configs = {}
-    for label, folder in folders.items():
-        config = _read_config(folder)
-        configs[label] = dataclasses.replace(config, initial_experts=())
-        if (folder / "domain_classifier").is_dir():
-            raise UserError(f"{folder} has a domain classifier; such adaptations are decoded one at a time")
-    first = next(iter(folders))
-    for label, config in configs.items():
-        if config != configs[first]:
-            raise UserError(f"{folders[first]} and {folders[label]} differ in their adaptation.yaml: decode them apart")
-    adapter = stack_adapters(recogniser, [folder / "adapter" for folder in folders.values()])
-    return AdaptedRecogniser(recogniser, adapter, configs[first], members=tuple(folders), member_key=key).eval()
-
-
-def _read_config(folder: Path) -> AdaptationConfig:
-    if not (folder / "adaptation.yaml").is_file():
-        raise UserError(f"no adaptation in {folder}: it needs adaptation.yaml and adapter/")
-    return load_config(AdaptationConfig, folder / "adaptation.yaml")
-
-
-def _read_lora(folder: str) -> dict[str, tuple[Tensor, Tensor]]:
-    """The one expert of an adaptation folder, layer by layer."""
-    adapter = Path(folder) / "adapter"
-    if not adapter.is_dir():
-        raise UserError(f"initial_experts: no adaptation in {folder}")
-    state = read_adapter_tensors(adapter)
-    layers = [name.removesuffix(".A") for name in state if name.endswith(".A")]
-    if any(len(state[f"{name}.A"]) != 1 for name in layers):
-        raise UserError(f"initial_experts: {folder} has several experts; give one LoRA for each expert")
-    return {name: (state[f"{name}.A"][0], state[f"{name}.B"][0]) for name in layers}
-
-
-def _load_classifier(folder: Optional[str]) -> Optional[LoadedModel]:
-    if folder is None:
-        return None
-    loaded = load_model(folder)
-    if not isinstance(loaded.model, DomainClassifier):
-        raise UserError(f"{folder} is no domain classifier")
-    return loaded

@@ -14,7 +14,8 @@ from moe_asr.data.manifests import read_manifests
 from moe_asr.device import pick_device
 from moe_asr.errors import UserError
 from moe_asr.experts.prune import choose_experts, prune_experts
-from moe_asr.methods.adaptation import AdaptedRecogniser, load_adapted
+from moe_asr.methods.adapt import load_adapted
+from moe_asr.methods.adaptation import AdaptedRecogniser
 from moe_asr.models.folder import LoadedModel, load_model
 from moe_asr.models.interface import Recogniser
 

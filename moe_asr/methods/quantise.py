@@ -13,7 +13,7 @@ from torch import Tensor
 
 from moe_asr.errors import UserError
 from moe_asr.experts import Adapter
-from moe_asr.methods.adaptation import load_adapted
+from moe_asr.methods.adapt import load_adapted
 from moe_asr.models.folder import LoadedModel, load_model, save_model, tensor_bytes
 from moe_asr.models.interface import Model, Recogniser
 from moe_asr.quant import QuantConfig, bits_per_weight, dequantise, quantise

@@ -7,11 +7,11 @@ models. From the method's public code:
 | part | there, and here |
 | --- | --- |
 | experts | 10 of rank 1, alpha 4, dropout 0.2, on q, k, v, out of encoder, decoder and cross-attention |
-| mixing | factor, one w for each utterance; all experts start from one A |
+| mixing | factor, one w for each utterance |
 | routers | three, one for each kind of attention, shared by its layers; q, k, v, out of a block have one w |
 | weights | z = attentive pooling of the block's normed input, w = softmax((W z + c) / T), T = 1 |
 | cross-attention | z = [z_decoder ; z_encoder], each with a convolution and pooling of its own |
-| initialisation | expert e is the LoRA of one speaker of the training data |
+| initialisation | expert e is the LoRA of one speaker of the training data; all of these started from one A |
 | stages | speaker LoRAs; experts and routers on all speakers; adaptation to each target speaker; decode; score |
 
 There the decoder's routers pool over the whole teacher-forced text and over padding, and so see in training what they
@@ -44,7 +44,8 @@ class SamlConfig:
         router_context: what decoder and cross-attention are weighed by: encoder (its states alone, so that decoding
             may keep a cache), prefix (the text up to each token as well) or official (the whole text and padding)
         temperature: of the routers' softmax
-        same_start: all experts start from one A
+        same_start: all experts start from one A; LoRAs trained from one seed share it anyway, and new experts that
+            share it hardly come apart
     """
 
     num_experts: int = 10
@@ -54,7 +55,7 @@ class SamlConfig:
     mixing: Literal["factor", "product"] = "factor"
     router_context: Literal["encoder", "prefix", "official"] = "encoder"
     temperature: float = 1.0
-    same_start: bool = True
+    same_start: bool = False
 
 
 def saml_router(config: SamlConfig, kind: str) -> RouterSpec:

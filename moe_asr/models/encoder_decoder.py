@@ -13,6 +13,7 @@ from moe_asr.errors import UserError
 from moe_asr.losses.cross_entropy import chunked_cross_entropy
 from moe_asr.models.ctc_loss import ctc_loss
 from moe_asr.models.interface import ContextFn, Loss, Recogniser, Targets
+from moe_asr.models.time_conv import real_mask
 from moe_asr.models.transformer_decoder import TransformerDecoder
 
 
@@ -94,9 +95,16 @@ class EncoderDecoder(Recogniser):
         prompt_P = torch.tensor(self.prompt, device=batch.tokens_NU.device)
         return prompt_P.expand(batch.tokens_NU.shape[0], -1)
 
+    def text_lengths(self, batch: Targets) -> Tensor:
+        return batch.token_lengths_N + len(self.prompt)
+
+    def too_long(self, feature_frames: int, num_tokens: int) -> str | None:
+        room = self.decoder.config.max_tokens - len(self.prompt)
+        return f"its text has {num_tokens} tokens, the decoder has room for {room}" if num_tokens > room else None
+
     def max_tokens(self, lengths_N: Tensor) -> Tensor:
-        """Longest hypothesis of each utterance, without prompt and end, from its encoder frames."""
-        room = self.decoder.config.max_tokens - len(self.prompt) - 1
+        """Longest hypothesis of each utterance from its encoder frames, without the prompt, the end counted as one."""
+        room = self.decoder.config.max_tokens - len(self.prompt)
         return (lengths_N * self.tokens_per_frame).ceil().long().clamp(1, room)
 
     def log_probs(self, features_NTF: Tensor, feature_lengths_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,7 +128,7 @@ class EncoderDecoder(Recogniser):
         """log P(text | x) of K given texts for each utterance, the end included: (N, K)."""
         scores = []
         for tokens_NU, token_lengths_N in zip(tokens_NKU.unbind(1), token_lengths_NK.unbind(1)):
-            inside_NU = _inside(token_lengths_N + 1, tokens_NU.shape[1] + 1)
+            inside_NU = real_mask(token_lengths_N + 1, tokens_NU.shape[1] + 1)
             hidden_MD, targets_M = self._predictions(states_NTD, lengths_N, prompt_NP, tokens_NU, token_lengths_N)
             log_p_M = -nn.functional.cross_entropy(self.decoder.logits(hidden_MD), targets_M, reduction="none")
             scores.append(log_p_M.new_zeros(inside_NU.shape).masked_scatter(inside_NU, log_p_M).sum(1))
@@ -134,10 +142,5 @@ class EncoderDecoder(Recogniser):
         hidden_NUD = self.decoder(torch.cat([prompt_NP, tokens_NU], 1), states_NTD, lengths_N)[:, P - 1 :]
         targets_NU = torch.cat([tokens_NU, tokens_NU.new_zeros(N, 1)], 1)
         targets_NU.scatter_(1, token_lengths_N[:, None], self.end)
-        inside_NU = _inside(token_lengths_N + 1, targets_NU.shape[1])
+        inside_NU = real_mask(token_lengths_N + 1, targets_NU.shape[1])
         return hidden_NUD[inside_NU], targets_NU[inside_NU]
-
-
-def _inside(lengths_N: Tensor, size: int) -> Tensor:
-    """(N, size) True before each length."""
-    return torch.arange(size, device=lengths_N.device) < lengths_N[:, None]

@@ -79,6 +79,14 @@ class Recogniser(Model):
     """Regular expressions for the query, key, value and output projections of each kind of attention that the model
     has: `encoder`, `decoder` (over tokens) and `cross` (of tokens to encoder states)."""
 
+    def text_lengths(self, batch: Targets) -> Tensor | None:
+        """Real positions of a decoder over the texts of a batch; None for a model without."""
+        return None
+
+    def too_long(self, feature_frames: int, num_tokens: int) -> str | None:
+        """Why an utterance of that many feature frames and tokens is too long for the model; None if it is not."""
+        return None
+
     @abstractmethod
     def log_probs(self, features_NTF: Tensor, feature_lengths_N: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities of tokens and blank in each encoder frame, log_probs_NTV in float32, and frame counts."""

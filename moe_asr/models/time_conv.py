@@ -40,6 +40,11 @@ class TimeConv(nn.Conv1d):
         return (lengths_N + self.stride[0] - 1) // self.stride[0]
 
 
+def real_mask(lengths_N: Tensor, num_frames: int) -> Tensor:
+    """Frame counts -> (N, T), True where a frame belongs to its utterance."""
+    return torch.arange(num_frames, device=lengths_N.device) < lengths_N.unsqueeze(1)
+
+
 def padding_mask(lengths_N: Tensor, num_frames: int) -> Tensor:
     """Frame counts -> padding_NT1, True where a frame lies beyond the end of its utterance."""
-    return (torch.arange(num_frames, device=lengths_N.device) >= lengths_N.unsqueeze(1)).unsqueeze(2)
+    return ~real_mask(lengths_N, num_frames).unsqueeze(2)

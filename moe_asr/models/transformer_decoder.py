@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from moe_asr.errors import UserError
 from moe_asr.models.checkpointing import Checkpointed
 from moe_asr.models.dropout import Dropout
-from moe_asr.models.time_conv import padding_mask
+from moe_asr.models.time_conv import real_mask
 from moe_asr.models.transformer import FixedPositions, TransformerLayer
 
 
@@ -178,4 +178,4 @@ class DecoderState:
 
 def _memory_mask(states_NTD: Tensor, lengths_N: Tensor) -> Tensor:
     """(N, 1, 1, T) True on real frames."""
-    return ~padding_mask(lengths_N, states_NTD.shape[1]).view(states_NTD.shape[0], 1, 1, -1)
+    return real_mask(lengths_N, states_NTD.shape[1])[:, None, None]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -16,7 +17,7 @@ from moe_asr.errors import UserError
 from moe_asr.models.checkpointing import Checkpointed
 from moe_asr.models.dropout import Dropout
 from moe_asr.models.encoder_decoder import EncoderDecoder
-from moe_asr.models.time_conv import TimeConv, padding_mask
+from moe_asr.models.time_conv import TimeConv, padding_mask, real_mask
 from moe_asr.models.transformer import FixedPositions, TransformerLayer
 from moe_asr.models.transformer_decoder import DecoderConfig, TransformerDecoder
 
@@ -105,6 +106,13 @@ class Whisper(EncoderDecoder):
             self.ctc_head = nn.Linear(config.width, config.vocab_size)
 
 
+    def too_long(self, feature_frames: int, num_tokens: int) -> str | None:
+        frames, most = int(self.output_lengths(torch.tensor(feature_frames))), self.encoder.max_frames
+        if frames > most:
+            return f"it lasts {frames / 50:g} s, this Whisper model hears {most / 50:g} s"
+        return super().too_long(feature_frames, num_tokens)
+
+
 class WhisperEncoder(Checkpointed):
     """conv (kernel 3), GELU, conv (kernel 3, stride 2), GELU, + sinusoids, layers, norm.
 
@@ -133,15 +141,15 @@ class WhisperEncoder(Checkpointed):
         T = x_NTD.shape[1]
         if T > self.max_frames:
             raise UserError(
-                f"an utterance of {T / 50:.1f} s is longer than the {self.max_frames / 50:.0f} s that this Whisper "
+                f"an utterance of {T / 50:g} s is longer than the {self.max_frames / 50:g} s that this Whisper "
                 "model can hear: cut it, or leave it out in data preparation"
             )
         x_NTD = self.dropout(x_NTD + self.embed_positions.weight[:T])
-        padding_NT1 = padding_mask(lengths_N, T)
-        mask_N11T = None if int(lengths_N.min()) == T else ~padding_NT1.view(-1, 1, 1, T)
+        real_NT = real_mask(lengths_N, T)
+        mask_N11T = None if int(lengths_N.min()) == T else real_NT[:, None, None]
         for layer in self.layers:
             x_NTD = self.run_layer(layer, x_NTD, mask_N11T)
-        return self.layer_norm(x_NTD).masked_fill(padding_NT1, 0.0), lengths_N
+        return self.layer_norm(x_NTD).masked_fill(~real_NT[..., None], 0.0), lengths_N
 
     def output_lengths(self, lengths_N: Tensor) -> Tensor:
         """Feature frames -> encoder frames, ceil(length / 2)."""

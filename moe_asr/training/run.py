@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,14 +21,15 @@ from torch import nn
 
 from moe_asr.config import load_config, save_config, to_plain
 from moe_asr.data.batches import Batch, BatchLoader, DataConfig
-from moe_asr.data.features import FeatureConfig, SpecAugmentConfig, log_mel, spec_augment
+from moe_asr.data.features import FeatureConfig, SpecAugmentConfig, log_mel, num_frames, spec_augment
 from moe_asr.data.manifests import domain_names, read_manifests
 from moe_asr.data.tokens import Tokens
 from moe_asr.device import pick_device
 from moe_asr.errors import SettingsChanged, UserError
 from moe_asr.experts import adapter_identity, base_identity
 from moe_asr.files import lock_folder
-from moe_asr.methods.adaptation import AdaptationConfig, AdaptedRecogniser, adapt, load_adapted
+from moe_asr.methods.adapt import adapt, load_adapted
+from moe_asr.methods.adaptation import AdaptationConfig, AdaptedRecogniser
 from moe_asr.methods.pictures import RoutingMonitor
 from moe_asr.models.build import ModelConfig, build_model, complete_config
 from moe_asr.models.folder import FolderConfig, LoadedModel, load_model, save_model
@@ -164,6 +166,8 @@ def _make_trainer(
     train_loader = BatchLoader(config.data, tokens, domains, sample_rate=rate)
     valid_loader = BatchLoader(config.valid, tokens, domains, sample_rate=rate)
 
+    _check_lengths((train_loader, valid_loader), model, folder)
+
     def forward(batch: Batch, generator: Optional[torch.Generator]) -> Loss:
         features_NTF, lengths_N = log_mel(batch.audio_NS, batch.audio_lengths_N, folder.features)
         if config.augment is not None and generator is not None:
@@ -183,7 +187,7 @@ def _make_trainer(
         config.exp_dir,
         trainable=trainable,
         valid_batches=lambda: valid_loader,
-        identity=_identity(config, model, tokens),
+        identity=_identity(config, model, folder, tokens),
         seconds_of=lambda batch: float(batch.audio_lengths_N.sum()) / rate,
         monitors=[RoutingMonitor(model)] if adapted else [],
     )
@@ -223,7 +227,22 @@ def _resolved(config: RunConfig, folder: FolderConfig, model: nn.Module) -> RunC
     return config if config.model is None else replace(config, model=folder.model)
 
 
-def _identity(config: RunConfig, model: nn.Module, tokens: Optional[Tokens]) -> dict:
+def _check_lengths(loaders: Sequence[BatchLoader], model: nn.Module, folder: FolderConfig) -> None:
+    """Refuses data with an utterance that is too long for the model, before training comes upon it."""
+    recogniser = model.recogniser if isinstance(model, AdaptedRecogniser) else model
+    if not isinstance(recogniser, Recogniser):
+        return
+    for loader in loaders:
+        slowest = min(loader.config.speed_factors)
+        for utterance in loader.utterances:
+            samples = torch.tensor(int(utterance.seconds / slowest * folder.features.sample_rate))
+            frames = int(num_frames(samples, folder.features))
+            why = recogniser.too_long(frames, len(loader.tokens.encode(utterance.text)))
+            if why:
+                raise UserError(f"utterance {utterance.id} is too long: {why}; cut it, or leave it out")
+
+
+def _identity(config: RunConfig, model: nn.Module, folder: FolderConfig, tokens: Optional[Tokens]) -> dict:
     """All but the training settings that makes a run what it is, contents of files included."""
     manifests = [*config.data.manifests, *config.valid.manifests]
     without = replace(config, data=replace(config.data, num_workers=0), valid=replace(config.valid, num_workers=0))
@@ -232,6 +251,7 @@ def _identity(config: RunConfig, model: nn.Module, tokens: Optional[Tokens]) -> 
     return {
         **{key: value for key, value in to_plain(without).items() if key not in left_out},
         "contents": {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in manifests},
+        "initial_model": to_plain(folder) if config.init else None,
         "initial_weights": base_identity(model) if config.init or config.init_encoder else None,
         "initial_experts": adapter_identity(model.adapter) if initial else None,
         "token_set": tokens.digest if tokens else None,
@@ -245,6 +265,11 @@ def _start(config: RunConfig):
     if config.adaptation is not None and config.init_adaptation is not None:
         raise UserError("adaptation begins with fresh experts, init_adaptation goes on with others; give one of them")
     if config.init is not None:
+        if config.tokens is not None or config.features != FeatureConfig():
+            raise UserError(
+                "tokens and features are those of the model that init names; leave them out (import_whisper --tokens "
+                "replaces the tokens of a Whisper)"
+            )
         loaded = load_model(config.init)
         if config.init_encoder is not None:
             raise UserError("init starts with a whole model, init_encoder with an encoder; give one of them")

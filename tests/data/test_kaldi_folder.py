@@ -37,5 +37,5 @@ def test_missing_and_broken_files(folder):
     with pytest.raises(UserError, match="no file .*spk2age: expected a Kaldi data folder"):
         read_map(folder / "spk2age")
     (folder / "text").write_bytes(b"u1 \xff\n")
-    with pytest.raises(UserError, match="not UTF-8"):
+    with pytest.raises(UserError, match="text:1: not UTF-8"):
         read_map(folder / "text")

@@ -64,9 +64,15 @@ def test_damaged_lists_are_one_line(corpus):
     path.write_text("19-9-0000 GOOD\n20-9-0001 BAD\n")
     with pytest.raises(UserError, match="19-9.trans.txt:2: expected '19-9-0000 TEXT'"):
         read_part(corpus, "train-clean-100")
+    path.write_bytes(b"19-9-0000 CAF\xc9\n")
+    with pytest.raises(UserError, match="19-9.trans.txt:1: not UTF-8"):
+        read_part(corpus, "train-clean-100")
     path.unlink()
     with pytest.raises(UserError, match="no transcript .*19-9.trans.txt"):
         read_part(corpus, "train-clean-100")
     (corpus / "SPEAKERS.TXT").write_text("19 F train-clean-100\n")
     with pytest.raises(UserError, match="SPEAKERS.TXT:1: expected 'number"):
+        read_readers(corpus)
+    (corpus / "SPEAKERS.TXT").write_bytes(b";\n19 | F | train-clean-100 | 25 | Zo\xeb\n")
+    with pytest.raises(UserError, match="SPEAKERS.TXT:2: not UTF-8"):
         read_readers(corpus)

@@ -72,6 +72,9 @@ def test_lists_of_speakers(tmp_path):
     path.write_text("# none\n")
     with pytest.raises(UserError, match="names no speaker"):
         read_speakers(path)
+    path.write_bytes(b"19\nZo\xeb\n")
+    with pytest.raises(UserError, match="speakers.txt:2: not UTF-8"):
+        read_speakers(path)
     with pytest.raises(UserError, match="no list of speakers at"):
         read_speakers(tmp_path / "other.txt")
 

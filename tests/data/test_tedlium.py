@@ -78,3 +78,6 @@ def test_a_damaged_transcript_is_one_line(corpus, line):
     path.write_text(";;\n")
     with pytest.raises(UserError, match="no segment"):
         read_talk(path)
+    path.write_bytes(STM.replace("over", "caf\u00e9").encode("latin-1"))
+    with pytest.raises(UserError, match="Anna_2001.stm:2: not UTF-8"):
+        read_talk(path)

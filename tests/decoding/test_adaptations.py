@@ -53,3 +53,10 @@ def test_what_cannot_be_resolved_is_one_line(folders, manifest, pattern, says):
     with pytest.raises(UserError, match=says) as error:
         find_adaptations(f"{folders}/{pattern}", manifest)
     assert "\n" not in str(error.value)
+
+
+def test_a_label_cannot_lead_out_of_the_folder(folders, tmp_path):
+    write_manifest(tmp_path / "bad.jsonl", [Utterance("u", "u.wav", 16000, 16000, "text", speaker="../zoe")])
+    (tmp_path / "exp").mkdir()
+    with pytest.raises(UserError, match="bad.jsonl names '../zoe', which cannot be part of a folder's name"):
+        find_adaptations(f"{folders}/exp/{{speaker}}/final", tmp_path / "bad.jsonl")

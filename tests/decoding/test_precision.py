@@ -3,6 +3,7 @@ from torch import nn
 
 from moe_asr.decoding.precision import computing_in, lower_weights
 from moe_asr.models.time_conv import TimeConv
+from moe_asr.models.whisper import Whisper, WhisperConfig
 from moe_asr.quant import QuantConfig, quantise
 
 
@@ -35,3 +36,23 @@ def test_products_are_computed_in_it():
         assert linear(x).float().log_softmax(-1).dtype == torch.float32
     with computing_in("fp32", "cpu"):
         assert linear(x).dtype == torch.float32
+
+
+def test_the_sums_of_a_decoder_stay_in_full_precision():
+    """Products are in bf16; what layers add up is not, neither in one go nor step by step."""
+    torch.manual_seed(0)
+    whisper = Whisper(WhisperConfig(4, 16, 1, 2, 2, 16, vocab_size=9, max_frames=20, max_tokens=9)).eval()
+    lower_weights(whisper, "bf16")
+    assert whisper.decoder.embed_tokens.weight.dtype == torch.bfloat16
+    seen = []
+    for layer in whisper.decoder.layers:
+        layer.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    for norm in (whisper.decoder.layers[0].final_layer_norm, whisper.decoder.layer_norm):  # a step has its own layers
+        norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].dtype))
+    lengths_N = torch.tensor([20, 14])
+    with torch.no_grad(), computing_in("bf16", "cpu"):
+        states_NTD, lengths_N = whisper.encode(torch.randn(2, 20, 4), lengths_N)
+        whisper.decoder(torch.tensor([[2, 3], [2, 4]]), states_NTD, lengths_N)
+        assert len(seen) == 4
+        whisper.decoder.step(torch.full((2, 1, 1), 2), whisper.decoder.start(states_NTD, lengths_N, 5))
+    assert seen == [torch.float32] * 6

@@ -16,7 +16,8 @@ from moe_asr.decoding.run import DecodeConfig, decode
 from moe_asr.decoding.search import Search
 from moe_asr.decoding.search_config import SearchConfig
 from moe_asr.errors import UserError
-from moe_asr.methods.adaptation import AdaptationConfig, adapt
+from moe_asr.methods.adapt import adapt
+from moe_asr.methods.adaptation import AdaptationConfig
 from moe_asr.methods.saml import SamlConfig
 from moe_asr.models.build import ModelConfig
 from moe_asr.models.conformer import ConformerConfig
@@ -67,6 +68,24 @@ def folder(tmp_path_factory):
                 lively(router, generator)
             adapted.save(folder / context / speaker)
     return folder
+
+
+def test_the_same_weights_with_another_limit_or_input_are_another_model(folder, tmp_path):
+    loaded = load_model(folder / "model")
+    aed = dataclasses.replace(loaded.config.model.conformer_aed, tokens_per_frame=0.2)
+    features = dataclasses.replace(loaded.config.features, low_freq=60.0)
+    for number, config in enumerate((
+        loaded.config,
+        dataclasses.replace(loaded.config, model=ModelConfig(conformer_aed=aed)),
+        dataclasses.replace(loaded.config, features=features),
+    )):  # fmt: skip
+        save_model(tmp_path / "model", loaded.model, config, loaded.tokens)
+        settings = DecodeConfig(f"{tmp_path}/model", f"{folder}/ada.jsonl", f"{tmp_path}/out", device="cpu")
+        if number == 0:
+            decode(settings)
+        else:
+            with pytest.raises(UserError, match="decoded with another model_config"):
+                decode(settings)
 
 
 def run(folder, out, manifest="all", **options):

@@ -46,7 +46,8 @@ def lively(build, seed):
 
 MODELS = {"whisper": lambda: lively(whisper, 14), "conformer_aed": lambda: lively(conformer_aed, 5)}
 ATTENTION = [SearchConfig("greedy"), SearchConfig("beam", 1), SearchConfig("beam", 4)]
-WITH_CTC = [SearchConfig(kind, 4, 5, ctc_weight=0.4) for kind in ("beam", "prefix_beam", "rescore")]
+WITH_CTC = [SearchConfig("beam", 4, 5, ctc_weight=0.4), SearchConfig("rescore", 4, 5, ctc_weight=0.4)]
+WITH_CTC += [SearchConfig("prefix_beam", 4, 5)]
 
 
 def features(lengths):

@@ -7,14 +7,18 @@ from moe_asr.data.batches import Batch
 from moe_asr.data.features import FeatureConfig, log_mel
 from moe_asr.errors import UserError
 from moe_asr.experts import ExpertLinear, ExpertSpec, RouterSpec, base_identity
-from moe_asr.methods.adaptation import AdaptationConfig, adapt, load_adapted
+from moe_asr.methods.adapt import adapt, load_adapted
+from moe_asr.methods.adaptation import AdaptationConfig
 from moe_asr.methods.hdmole import ROUTERS, entropy_fallback
 from moe_asr.methods.pictures import RoutingMonitor, routing_figure
+from moe_asr.methods.saml import SamlConfig
 from moe_asr.models.build import ModelConfig, build_model
 from moe_asr.models.conformer import ConformerConfig
+from moe_asr.models.conformer_aed import ConformerAEDConfig
 from moe_asr.models.conformer_ctc import ConformerCTCConfig
 from moe_asr.models.domain_classifier import DomainClassifierConfig
 from moe_asr.models.folder import FolderConfig, save_model
+from moe_asr.models.transformer_decoder import DecoderConfig
 
 ENCODER = ConformerConfig(mels=20, width=16, layers=2, heads=2)
 FEATURES = FeatureConfig(num_mels=20)
@@ -179,11 +183,17 @@ def test_experts_start_from_single_loras(classifier, tmp_path):
     with pytest.raises(UserError, match="damaged"):
         adapt(recogniser(), adaptation(classifier, initial_experts=(*folders[:2], str(damaged.parent))))
     model = recogniser()
-    experts = dataclasses.replace(adaptation(None).experts, rank=4)
-    config = dataclasses.replace(adaptation(classifier, initial_experts=folders), experts=experts)
-    with pytest.raises(UserError, match="rank 2"):
-        adapt(model, config)
+    for change, says in (({"rank": 4, "alpha": 64.0}, "rank 2"), ({"alpha": 3.0}, "rank 16, the experts here 1.5")):
+        experts = dataclasses.replace(adaptation(None).experts, **change)
+        config = dataclasses.replace(adaptation(classifier, initial_experts=folders), experts=experts)
+        with pytest.raises(UserError, match=says):
+            adapt(model, config)
     adapt(model, adaptation(classifier))  # nothing was left on the model
+    other = recogniser()
+    with torch.no_grad():
+        other.head.bias += 1
+    with pytest.raises(UserError, match="belongs to another base model"):
+        adapt(other, adaptation(classifier, initial_experts=folders))
 
 
 def test_default_targets(classifier):
@@ -269,3 +279,35 @@ def test_errors(classifier, tmp_path):
     with pytest.raises(UserError, match="matches no linear layer"):
         adapt(model, AdaptationConfig(ExpertSpec(("nothing",), 3), domains=DOMAINS, global_route="label"))
     assert not any(isinstance(m, ExpertLinear) for m in model.modules())
+
+
+def with_decoder():
+    torch.manual_seed(0)
+    config = ConformerAEDConfig(ENCODER, DecoderConfig(1, 2, 24, max_tokens=40), 9)
+    return build_model(ModelConfig(conformer_aed=config)).eval()
+
+
+def test_routers_of_frames_do_not_go_on_layers_of_tokens():
+    local = RouterSpec(route="local", select="all")
+    with pytest.raises(UserError, match="decoder.layers.0.* sees tokens, but this router looks at frames of speech"):
+        adapt(with_decoder(), AdaptationConfig(ExpertSpec(("default",), 3, 2, router=local)))
+    adapt(with_decoder(), AdaptationConfig(ExpertSpec((r"encoder\..*q_proj",), 3, 2, router=local)))
+    one = ExpertSpec(("default",), 1, 2, router=ROUTERS["given"])
+    adapt(with_decoder(), AdaptationConfig(one))  # a LoRA looks at nothing
+
+
+def test_statistics_leave_out_the_padding_of_texts():
+    adapted = adapt(with_decoder(), AdaptationConfig(saml=SamlConfig(3, 1, router_context="prefix"))).eval()
+    short = dataclasses.replace(batch(), token_lengths_N=torch.tensor([4, 1, 2]))
+    with torch.no_grad():
+        adapted(*features(short), short)
+    state = adapted.statistics.state()
+    frames = sum(state["decoder.layers.0.self_attn.q_proj"][2])
+    assert frames == 4 + 1 + 2 + 3  # each text is preceded by its prompt
+
+
+def test_global_route_is_for_routers_that_see_the_domain():
+    adapted = adapt(with_decoder(), AdaptationConfig(saml=SamlConfig(3, 1))).eval()
+    with pytest.raises(UserError, match="global_route is for experts whose routers see the domain"):
+        with adapted.route(batch(), features(batch())[1], global_route="uniform"):
+            pass

@@ -7,7 +7,8 @@ from moe_asr.bin.prepare import PrepareConfig, prepare
 from moe_asr.data.features import FeatureConfig
 from moe_asr.data.tokens import Tokens, train_tokens
 from moe_asr.errors import UserError
-from moe_asr.methods.adaptation import AdaptationConfig, AdaptedRecogniser, adapt, load_adapted
+from moe_asr.methods.adapt import adapt, load_adapted
+from moe_asr.methods.adaptation import AdaptationConfig, AdaptedRecogniser
 from moe_asr.methods.prune import PruneConfig, prune
 from moe_asr.methods.saml import SamlConfig
 from moe_asr.models.build import ModelConfig, build_model
@@ -85,6 +86,18 @@ def test_each_speaker_by_its_own_utterances(data, capsys, monkeypatch):
             expected = before.adapter.routers[key].local_bias[kept(seed, number, 1)]
             assert torch.equal(after.adapter.routers[key].local_bias, expected)
     assert capsys.readouterr().out.count("\n") == 2 and seen == [{"s0"}, {"s1"}]
+
+
+def test_a_speaker_cannot_lead_out_of_the_folder(data):
+    """Nor does one before it get anything."""
+    (data / "in").mkdir()
+    (data / "s0").rename(data / "in/s0")
+    table = (data / "dev.tsv").read_text().replace("\ts1", "\t../s1")
+    (data / "dev.tsv").write_text(table)
+    prepare(PrepareConfig(str(data / "dev.tsv"), str(data / "dev.jsonl")))
+    with pytest.raises(UserError, match="dev.jsonl names '../s1', which cannot be part of a folder's name"):
+        prune(config(data, "in/{speaker}", "pruned/out/{speaker}", drop=1))
+    assert not (data / "pruned").exists()
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ from moe_asr.data.features import FeatureConfig
 from moe_asr.data.tokens import train_tokens
 from moe_asr.errors import UserError
 from moe_asr.experts import ExpertSpec, RouterSpec
-from moe_asr.methods.adaptation import AdaptationConfig, adapt
-from moe_asr.methods.quantise import QuantiseConfig, folder_bytes, quantise_folder, stored_bytes
+from moe_asr.files import folder_bytes
+from moe_asr.methods.adapt import adapt
+from moe_asr.methods.adaptation import AdaptationConfig
+from moe_asr.methods.quantise import QuantiseConfig, quantise_folder, stored_bytes
 from moe_asr.models.build import ModelConfig, build_model
 from moe_asr.models.conformer import ConformerConfig
 from moe_asr.models.conformer_ctc import ConformerCTCConfig
@@ -114,6 +116,7 @@ def test_experts_are_merged_into_the_dequantised_model(packed, capsys, num_exper
         ({"dequantise": True}, "base is not quantised"),
         ({"out_dir": "base"}, "out_dir is the model itself"),
         ({"adaptation": "lora"}, "adaptation is for dequantise"),
+        ({"model": "nf4", "dequantise": True, "weights": (1.0,)}, "weights are of experts: give their adaptation too"),
         ({"model": "nf4", "dequantise": True, "adaptation": "lora"}, "no adaptation in lora"),
         ({"quantisation": QuantConfig(("nothing",))}, "'nothing' matches no"),
     ],

@@ -246,7 +246,7 @@ def test_save_and_load(tmp_path):
 def test_a_model_without_decoder_has_one_router():
     model = ConformerCTC(ConformerCTCConfig(ConformerConfig(mels=MELS, width=WIDTH, layers=1, heads=2), VOCAB))
     specs = saml_specs(SamlConfig(), model.attention_targets)
-    assert len(specs) == 1 and specs[0].num_experts == 10 and specs[0].scale == 4.0 and specs[0].same_start
+    assert len(specs) == 1 and specs[0].num_experts == 10 and specs[0].scale == 4.0
     adapter = attach(model, specs)
     assert not adapter.needs_memory and not adapter.needs_whole_prefix
     with pytest.raises(UserError, match="kinds of attention"):

@@ -58,6 +58,13 @@ def test_loss_is_the_naive_one_of_each_utterance(kind, ctc, tiny, make_batch, ma
 
 
 @KINDS
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
+def test_hypotheses_need_room(kind, tiny, value):
+    with pytest.raises(UserError, match=f"{kind}: tokens_per_frame must be above 0, not {value}"):
+        make(kind, tiny, tokens_per_frame=value)
+
+
+@KINDS
 def test_label_smoothing_is_for_training_alone(kind, tiny, make_batch, make_targets):
     model = make(kind, tiny, ctc_weight=0.0, label_smoothing=0.1).eval()
     features, lengths, utterances = make_batch([40, 33, 57])
@@ -125,7 +132,7 @@ def test_a_text_too_long_for_ctc_still_trains_the_decoder(kind, tiny, make_batch
 @KINDS
 def test_length_of_a_hypothesis_is_bounded_by_the_audio(kind, tiny):
     model = make(kind, tiny, tokens_per_frame=0.3)
-    assert model.max_tokens(torch.tensor([1, 10, 10**6])).tolist() == [1, 3, 28]
+    assert model.max_tokens(torch.tensor([1, 10, 10**6])).tolist() == [1, 3, 29]
 
 
 @KINDS
@@ -150,7 +157,7 @@ def test_checkpointing_changes_no_gradient(kind, tiny, make_batch, make_targets)
 
 def test_audio_longer_than_whisper_can_hear(tiny, make_batch):
     features, lengths, _ = make_batch([130])
-    with pytest.raises(UserError, match="1.3 s is longer than the 1 s that this Whisper model can hear"):
+    with pytest.raises(UserError, match="1.3 s is longer than the 1.2 s that this Whisper model can hear"):
         make("whisper", tiny).encode(features, lengths)
 
 

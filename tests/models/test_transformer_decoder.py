@@ -97,3 +97,9 @@ def test_sinusoids_are_stored_but_not_trained():
     decoder = TransformerDecoder(DecoderConfig(layers=1, heads=2, ffn=8), D, V)
     assert "embed_positions.weight" in decoder.state_dict()
     assert "embed_positions.weight" not in dict(decoder.named_parameters())
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.0, float("nan")])
+def test_dropout_is_a_share(dropout):
+    with pytest.raises(UserError, match=r"decoder: dropout must be in \[0, 1\)"):
+        DecoderConfig(dropout=dropout)

@@ -108,5 +108,20 @@ def test_texts_are_those_of_generate_on_the_same_features(tmp_path, beams, langu
 def test_an_utterance_longer_than_the_positions_is_refused():
     model = Whisper(WhisperConfig(mels=4, width=8, heads=2, ffn=8, vocab_size=5, max_frames=10))
     model.encode(torch.zeros(1, 20, 4), torch.tensor([20]))
-    with pytest.raises(UserError, match="an utterance of 0.2 s is longer than the 0 s"):
+    with pytest.raises(UserError, match="an utterance of 0.22 s is longer than the 0.2 s"):
         model.encode(torch.zeros(1, 21, 4), torch.tensor([21]))
+
+
+@pytest.mark.parametrize("name", ["dropout", "decoder_dropout"])
+@pytest.mark.parametrize("value", [-0.1, 1.0, float("nan")])
+def test_dropout_is_a_share(name, value):
+    with pytest.raises(UserError, match=rf"whisper: {name} must be in \[0, 1\), not {value}"):
+        WhisperConfig(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "name, value", [("prompt", (2, 5)), ("end", 5), ("end", -1), ("suppress", (0, 5)), ("begin_suppress", (-1,))]
+)
+def test_tokens_beyond_the_vocabulary_are_refused(name, value):
+    with pytest.raises(UserError, match=f"whisper: {name} names token (5|-1), but there are 0 to 4"):
+        Whisper(WhisperConfig(mels=4, width=8, heads=2, ffn=8, vocab_size=5, **{name: value}))

@@ -169,6 +169,15 @@ class TestPrompt:
         assert (config.prompt, config.end) == ((276, 281), 275)  # English only, by the size of the vocabulary
         assert (config.suppress, config.begin_suppress) == ((4,), (220,))
 
+    def test_needs_an_end(self, checkpoint):
+        for end in (None, []):
+            edit(checkpoint / "generation_config.json", eos_token_id=end)
+            edit(checkpoint / "config.json", eos_token_id=end)
+            with pytest.raises(UserError, match="names no token that ends a text .eos_token_id.: fetch it again"):
+                taken(checkpoint)
+        edit(checkpoint / "generation_config.json", eos_token_id=[275, 3])
+        assert taken(checkpoint)[0].config.model.whisper.end == 275
+
     def test_needs_a_language_that_there_is(self, multilingual, checkpoint, pieces):
         with pytest.raises(UserError, match="is multilingual: give --language"):
             taken(multilingual)

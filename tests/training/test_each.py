@@ -151,5 +151,5 @@ def test_bad_options_are_one_line(corpus, tmp_path, capsys, more, says):
 
 def test_a_name_that_is_no_folder_name(corpus, tmp_path, capsys):
     run(options(corpus, ["s0", "../s1"], tmp_path), code=1)
-    assert "names ../s1, which cannot be part of a folder's name" in capsys.readouterr().err
+    assert "names '../s1', which cannot be part of a folder's name" in capsys.readouterr().err
     assert not (tmp_path / "s0").exists()

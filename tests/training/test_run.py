@@ -89,3 +89,34 @@ def test_contradictions_are_refused(config):
     ):
         with pytest.raises(UserError, match=says):
             train(replace(config, **change))
+
+
+def test_another_input_or_prompt_is_another_run(config, corpus, tmp_path):
+    """The weights are the same, but not what they are fed with."""
+    train(replace(config, train=replace(config.train, max_steps=1)))
+    loaded = load_model(corpus / "base")
+    other = replace(loaded.config, features=replace(loaded.config.features, low_freq=40.0))
+    save_model(tmp_path / "other", loaded.model, other, loaded.tokens)
+    (tmp_path / "base").symlink_to(corpus / "base")
+    moved = replace(config, init=str(tmp_path / "base"), exp_dir=str(tmp_path / "moved"))
+    train(replace(moved, train=replace(config.train, max_steps=1)))
+    (tmp_path / "base").unlink()
+    (tmp_path / "base").symlink_to(tmp_path / "other")
+    with pytest.raises(UserError, match="initial_model.features.low_freq = 20.0"):
+        train(moved)
+
+
+def test_too_long_utterances_are_named_before_training(config, monkeypatch):
+    def too_long(self, frames, tokens):
+        return "it is" if frames > 220 else None
+
+    monkeypatch.setattr("moe_asr.models.conformer_ctc.ConformerCTC.too_long", too_long)
+    train(config)  # the longest has 24,800 samples
+    slow = replace(config.data, speed_factors=(0.6, 1.0))
+    with pytest.raises(UserError, match="utterance u[0-9]+ is too long: it is; cut it"):
+        train(replace(config, data=slow))
+
+
+def test_tokens_of_a_model_that_has_its_own(config, corpus):
+    with pytest.raises(UserError, match="tokens and features are those of the model that init names"):
+        train(replace(config, tokens=str(corpus / "tokens")))
