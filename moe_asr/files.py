@@ -96,6 +96,16 @@ def folder_bytes(folder: str | Path) -> int:
     return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
 
 
+def check_folder_name(name: str, source: str | Path) -> None:
+    """For names that become one part of a path; `source` is where this one comes from.
+
+    Raises:
+        UserError: it would lead to another folder.
+    """
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise UserError(f"{source} names {name!r}, which cannot be part of a folder's name")
+
+
 def _neighbour(path: Path) -> Path:
     return path.with_name(f".{path.name}{_LEFTOVER}{secrets.token_hex(4)}")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from moe_asr.data.lines import read_lines
 from moe_asr.data.tables import Row
 from moe_asr.errors import UserError
 
@@ -44,12 +45,8 @@ def read_map(path: str | Path) -> dict[str, str]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no file {path}: expected a Kaldi data folder with text, wav.scp and utt2spk")
-    try:
-        lines = path.read_text("utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8: byte {error.start}") from None
     values: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_lines(path), 1):
         if line.strip():
             name, *rest = line.split(None, 1)
             if name in values:

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from moe_asr.data.lines import read_lines
 from moe_asr.data.tables import Row
 from moe_asr.errors import UserError
 
@@ -25,13 +26,13 @@ def read_readers(corpus: str | Path) -> dict[str, Reader]:
     """The speakers by their number, from SPEAKERS.TXT: lines `19   | F | train-clean-100  | 25.19 | Kara Shallenberg`.
 
     Raises:
-        UserError: the file is missing, or a line is another.
+        UserError: the file is missing, or a line is another or not UTF-8.
     """
     path = Path(corpus) / "SPEAKERS.TXT"
     if not path.is_file():
         raise UserError(f"no {path}, which LibriSpeech comes with: {ADVICE}")
     readers = {}
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(read_lines(path), 1):
         if line.strip() and not line.startswith(";"):
             fields = [field.strip() for field in line.split("|", 4)]  # a name may hold a | too
             if len(fields) < 5 or not fields[0].isdecimal():
@@ -82,7 +83,7 @@ def _read_chapter(folder: Path, speaker: str) -> list[Row]:
     if not path.is_file():
         raise UserError(f"no transcript {path}: unpack the corpus again")
     rows = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(read_lines(path), 1):
         name, _, text = line.strip().partition(" ")
         if not name.startswith(f"{speaker}-{folder.name}-"):
             raise UserError(f"{path}:{number}: expected '{speaker}-{folder.name}-0000 TEXT', not '{line}'")

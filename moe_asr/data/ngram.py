@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from moe_asr.data.lines import read_lines
 from moe_asr.data.text import normalise
 from moe_asr.errors import UserError
 
@@ -62,32 +62,34 @@ def read_arpa(path: str | Path, normaliser: str = "none") -> NGrams:
         normaliser: applied to its words, which must stay words; of those that become equal the first counts
 
     Raises:
-        UserError: there is no such file, or a line of it cannot be read.
+        UserError: there is no such file, it is cut off, or a line of it cannot be read.
     """
     if not Path(path).is_file():
         raise UserError(f"no language model at {path}: expected a file in the ARPA format")
     ngrams: NGrams = {}
     forms = {BEGIN: BEGIN, END: END}
     order = 0
-    with (gzip.open if str(path).endswith(".gz") else open)(path, "rt", encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if line.startswith("\\") and line.rstrip().endswith("-grams:"):
-                order = int(line[1:].split("-")[0])
-            elif line.startswith("\\end\\"):
-                return ngrams
-            elif order and line.strip():
-                fields = line.split()
-                if not order < len(fields) < order + 3:
-                    raise UserError(f"{path}:{number}: expected a probability and {order} words, got '{line.strip()}'")
-                for word in fields[1 : order + 1]:
-                    if word not in forms:
-                        forms[word] = normalise(normaliser, word)
-                key = tuple(forms[word] for word in fields[1 : order + 1])
-                backoff = fields[order + 1] if len(fields) > order + 1 else "0"
-                try:
-                    ngrams.setdefault(key, (float(fields[0]) * math.log(10), float(backoff) * math.log(10)))
-                except ValueError:
-                    raise UserError(f"{path}:{number}: '{fields[0]}' and '{backoff}' must be numbers") from None
+    for number, line in enumerate(read_lines(path), 1):
+        line = line.strip()
+        if line.startswith("\\") and line.endswith("-grams:"):
+            if line != f"\\{order + 1}-grams:":
+                raise UserError(f"{path}:{number}: expected \\{order + 1}-grams:, got '{line}'")
+            order += 1
+        elif line.startswith("\\end\\"):
+            return ngrams
+        elif order and line:
+            fields = line.split()
+            if not order < len(fields) < order + 3:
+                raise UserError(f"{path}:{number}: expected a probability and {order} words, got '{line}'")
+            for word in fields[1 : order + 1]:
+                if word not in forms:
+                    forms[word] = normalise(normaliser, word)
+            key = tuple(forms[word] for word in fields[1 : order + 1])
+            backoff = fields[order + 1] if len(fields) > order + 1 else "0"
+            try:
+                ngrams.setdefault(key, (float(fields[0]) * math.log(10), float(backoff) * math.log(10)))
+            except ValueError:
+                raise UserError(f"{path}:{number}: '{fields[0]}' and '{backoff}' must be numbers") from None
     raise UserError(f"{path} is no ARPA file, or is cut off: it has no line \\end\\")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from moe_asr.data.lines import read_lines
 from moe_asr.data.manifests import Utterance
 from moe_asr.errors import UserError
 
@@ -17,12 +18,12 @@ def read_speakers(path: str | Path) -> list[str]:
     """Names from a text file, one a line; empty lines and what follows a `#` do not count.
 
     Raises:
-        UserError: there is no such file, no name in it, or one that comes twice.
+        UserError: there is no such file, it is not UTF-8, no name is in it, or one comes twice.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no list of speakers at {path}: expected a text file with one name a line")
-    names = [name for line in path.read_text("utf-8").splitlines() if (name := line.partition("#")[0].strip())]
+    names = [name for line in read_lines(path) if (name := line.partition("#")[0].strip())]
     if not names:
         raise UserError(f"{path} names no speaker")
     if len(set(names)) < len(names):

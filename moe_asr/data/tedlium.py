@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from moe_asr.data.lines import read_lines
 from moe_asr.data.tables import Row
 from moe_asr.errors import UserError
 
@@ -52,11 +53,11 @@ def read_talk(stm: str | Path) -> list[Row]:
     """One row for each segment of a talk, by its beginning: `talk channel speaker begin end <label> text`.
 
     Raises:
-        UserError: a line is not one of STM, or no segment is left.
+        UserError: a line is not one of STM or not UTF-8, or no segment is left.
     """
     stm = Path(stm)
     audio, rows = str(_find_audio(stm).absolute()), []
-    for number, line in enumerate(stm.read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(read_lines(stm), 1):
         if not line.strip() or line.startswith(";;"):
             continue
         fields = line.split(None, 6)

@@ -9,7 +9,7 @@ from typing import Optional
 
 from moe_asr.data.manifests import read_manifest
 from moe_asr.errors import UserError
-from moe_asr.files import folder_bytes
+from moe_asr.files import check_folder_name, folder_bytes
 from moe_asr.methods.adapt import load_adapted, load_stacked
 from moe_asr.methods.adaptation import AdaptedRecogniser
 from moe_asr.models.interface import Recogniser
@@ -49,7 +49,8 @@ def find_adaptations(pattern: str, manifest: str | Path) -> AdaptationFolders:
     """The adaptation folder of each speaker (accent, language) that occurs in a manifest.
 
     Raises:
-        UserError: another placeholder, more than one, an utterance without that label, or a folder is missing
+        UserError: another placeholder, more than one, an utterance without that label or with one that is no
+            folder's name, or a folder is missing
     """
     names = sorted(set(re.findall(r"{([^{}]*)}", pattern)))
     if not names:
@@ -63,6 +64,7 @@ def find_adaptations(pattern: str, manifest: str | Path) -> AdaptationFolders:
         value = getattr(utterance, key)
         if not value:
             raise UserError(f"adaptation {pattern}: utterance {utterance.id} has no {key}; add it to its table")
+        check_folder_name(value, manifest)
         folders.setdefault(value, Path(pattern.replace(f"{{{key}}}", value)))
     for value, folder in sorted(folders.items()):
         if not (folder / "adaptation.yaml").is_file():

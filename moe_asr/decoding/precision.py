@@ -14,11 +14,13 @@ Precision = Literal["fp32", "bf16"]
 def lower_weights(model: nn.Module, precision: Precision) -> None:
     """For bf16, puts the weights of linear, convolution and embedding layers into it, for good.
 
-    Autocast would put them into it again at each step. Norms, experts and weights of 4 bits stay as they are.
+    Autocast would put them into it again at each step. Norms, experts and weights of 4 bits stay as they are, and
+    positions, so that what is added to them and to each other from layer to layer is in full precision.
     """
     if precision == "bf16":
-        for module in model.modules():
-            if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding)):
+        for name, module in model.named_modules():
+            large = isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding))
+            if large and not name.endswith("embed_positions"):
                 for parameter in module.parameters(recurse=False):
                     parameter.data = parameter.data.to(torch.bfloat16)
 

@@ -14,6 +14,7 @@ from moe_asr.data.manifests import read_manifests
 from moe_asr.device import pick_device
 from moe_asr.errors import UserError
 from moe_asr.experts.prune import choose_experts, prune_experts
+from moe_asr.files import check_folder_name
 from moe_asr.methods.adapt import load_adapted
 from moe_asr.methods.adaptation import AdaptedRecogniser
 from moe_asr.models.folder import LoadedModel, load_model
@@ -63,6 +64,8 @@ def prune(config: PruneConfig) -> None:
         speakers = sorted({utterance.speaker for utterance in read_manifests([config.manifest])})
         if not speakers[0]:
             raise UserError(f"{config.manifest} has utterances without a speaker, but adaptation asks for {PLACE}")
+        for speaker in speakers:
+            check_folder_name(speaker, config.manifest)
     for speaker in speakers:
         folder, out = (path.replace(PLACE, speaker) for path in (config.adaptation, config.out_dir))
         if Path(folder).resolve() == Path(out).resolve():

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from moe_asr.errors import UserError
 from moe_asr.experts import Adapter
+from moe_asr.files import folder_bytes
 from moe_asr.methods.adapt import load_adapted
 from moe_asr.models.folder import LoadedModel, load_model, save_model, tensor_bytes
 from moe_asr.models.interface import Model, Recogniser
@@ -39,7 +40,7 @@ class QuantiseConfig:
     quantisation: QuantConfig = field(default_factory=QuantConfig)
     dequantise: bool = False
     adaptation: Optional[str] = None
-    weights: tuple[float, ...] = (1.0,)
+    weights: Optional[tuple[float, ...]] = None
 
 
 def quantise_folder(config: QuantiseConfig) -> None:
@@ -52,6 +53,8 @@ def quantise_folder(config: QuantiseConfig) -> None:
         raise UserError(f"out_dir is the model itself: give another folder than {config.model}")
     if config.adaptation is not None and not config.dequantise:
         raise UserError("adaptation is for dequantise: train experts on the quantised model instead of quantising them")
+    if config.weights is not None and config.adaptation is None:
+        raise UserError("weights are of experts: give their adaptation too, or leave weights out")
     loaded = load_model(config.model)
     if (loaded.config.quantisation is not None) != config.dequantise:
         raise UserError(
@@ -77,14 +80,14 @@ def _quantise(config: QuantiseConfig, loaded: LoadedModel) -> None:
 
 
 def _export(config: QuantiseConfig, loaded: LoadedModel) -> None:
-    model, noise, adapter = loaded.model, _noise(loaded), None
+    model, noise, adapter, weights = loaded.model, _noise(loaded), None, config.weights or (1.0,)
     if config.adaptation is not None:
         if not isinstance(model, Recogniser):
             raise UserError(f"{config.model} is no recogniser and has no adaptations; leave adaptation out")
         adapter = load_adapted(model, config.adaptation).adapter
-    expected = _encode(model, noise, adapter, config.weights)
+    expected = _encode(model, noise, adapter, weights)
     dequantise(model)
-    plain = model if adapter is None else adapter.merged(config.weights)
+    plain = model if adapter is None else adapter.merged(weights)
     save_model(config.out_dir, plain, replace(loaded.config, quantisation=None), loaded.tokens)
     experts = "" if adapter is None else f", experts of {config.adaptation} merged in"
     print(f"{config.out_dir}: plain layers with the values of the 4-bit ones{experts}")
@@ -97,10 +100,6 @@ def stored_bytes(folder: str | Path, layers: Iterable[str]) -> int:
     own = set(layers)
     sizes = {tuple(name.rsplit(".", 1)): size for name, size in tensor_bytes(folder).items()}
     return sum(size for (layer, part), size in sizes.items() if layer in own and part != "bias")
-
-
-def folder_bytes(folder: str | Path) -> int:
-    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
 
 
 def _noise(loaded: LoadedModel) -> tuple[Tensor, Tensor]:

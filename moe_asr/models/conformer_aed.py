@@ -36,6 +36,10 @@ class ConformerAEDConfig:
     tokens_per_frame: float = 1.0
     ctc_backend: Literal["torch", "k2"] = "torch"
 
+    def __post_init__(self):
+        if not self.tokens_per_frame > 0:
+            raise UserError(f"conformer_aed: tokens_per_frame must be above 0, not {self.tokens_per_frame}")
+
 
 class ConformerAED(EncoderDecoder):
     """See `EncoderDecoder`; the prompt and the end are the token `<sos/eos>`."""

@@ -43,6 +43,8 @@ class DecoderConfig:
         for name in ("layers", "heads", "ffn", "max_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"decoder: {name} must be at least 1, not {getattr(self, name)}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise UserError(f"decoder: dropout must be in [0, 1), not {self.dropout}")
 
 
 class TransformerDecoder(Checkpointed):

@@ -75,6 +75,13 @@ class WhisperConfig:
     ctc_weight: float = 0.0
     replaced: tuple[str, ...] = ()
 
+    def __post_init__(self):
+        for name in ("dropout", "decoder_dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise UserError(f"whisper: {name} must be in [0, 1), not {getattr(self, name)}")
+        if not self.tokens_per_frame > 0:
+            raise UserError(f"whisper: tokens_per_frame must be above 0, not {self.tokens_per_frame}")
+
 
 class Whisper(EncoderDecoder):
     """Encoder of two convolutions and Transformer layers, Transformer decoder; see `EncoderDecoder`."""
@@ -94,6 +101,11 @@ class Whisper(EncoderDecoder):
             raise UserError(f"whisper: vocab_size {config.vocab_size} leaves no token beside the end")
         if not config.prompt:
             raise UserError("whisper: prompt is empty; decoding needs a token to start with")
+        for name in ("prompt", "end", "suppress", "begin_suppress"):
+            value = getattr(config, name)
+            for token in value if isinstance(value, tuple) else (value,):
+                if not 0 <= token < config.vocab_size:
+                    raise UserError(f"whisper: {name} names token {token}, but there are 0 to {config.vocab_size - 1}")
         self.encoder = WhisperEncoder(config)
         self.decoder = TransformerDecoder(
             DecoderConfig(
@@ -104,7 +116,6 @@ class Whisper(EncoderDecoder):
         )
         if config.ctc_weight:
             self.ctc_head = nn.Linear(config.width, config.vocab_size)
-
 
     def too_long(self, feature_frames: int, num_tokens: int) -> str | None:
         frames, most = int(self.output_lengths(torch.tensor(feature_frames))), self.encoder.max_frames

@@ -148,6 +148,8 @@ def _with_prompt(
         if index is None:
             raise UserError(f"{source} has no token <|{name}|>: languages are written as in en, zh, fa")
     end = generation.get("eos_token_id", checkpoint.config.get("eos_token_id"))
+    if end in (None, []):
+        raise UserError(f"{source} names no token that ends a text (eos_token_id): fetch it again")
     return replace(
         config,
         prompt=tuple(prompt),

@@ -19,6 +19,7 @@ from typing import Any
 from moe_asr.config import one_line
 from moe_asr.data.splits import read_speakers
 from moe_asr.errors import UserError
+from moe_asr.files import check_folder_name
 from moe_asr.training.run import RunConfig, train
 
 PLACE = "{name}"
@@ -101,6 +102,5 @@ def _names(config: EachConfig) -> list[str]:
         raise UserError(f"exp_dir must contain {PLACE}, so that each run has a folder of its own")
     names = read_speakers(config.names)
     for name in names:
-        if "/" in name or name in (".", ".."):
-            raise UserError(f"{config.names} names {name}, which cannot be part of a folder's name")
+        check_folder_name(name, config.names)
     return names

@@ -139,8 +139,8 @@ def test_words_of_an_arpa_file_are_normalised_and_it_may_be_gzipped(tmp_path):
         ("", "no ARPA file"),
         (TRIGRAM.replace("-0.3 the cat -0.25", "-0.3 the"), r"lm.arpa:16: expected a probability and 2 words"),
         (TRIGRAM.replace("-0.3 the cat", "x the cat"), "'x' and '-0.25' must be numbers"),
-        (TRIGRAM.replace("\\2-grams", "\\x-grams"), r"lm.arpa:14: expected .2-grams: or the like, got '.x-grams:'"),
-        (TRIGRAM.replace("\\1-grams", "\\0-grams"), r"lm.arpa:7: expected .1-grams: or the like, got '.0-grams:'"),
+        (TRIGRAM.replace("\\2-grams", "\\x-grams"), r"lm.arpa:14: expected .2-grams:, got '.x-grams:'"),
+        (TRIGRAM.replace("\\1-grams", "\\0-grams"), r"lm.arpa:7: expected .1-grams:, got '.0-grams:'"),
     ],
 )
 def test_damaged_files_are_one_line(tmp_path, text, message):
