@@ -35,7 +35,9 @@ make_tokens() { # make_tokens OPTIONS: the token set of the base recogniser
 }
 
 stage_2() {
-  stage "Train the base recogniser on the general accent" outputs "$exp_dir/base/final" "$base"
+  local made=("$exp_dir/base/final")
+  [ "$quantise" = none ] || made+=("$base")
+  stage "Train the base recogniser on the general accent" outputs "${made[@]}"
   train base --tokens "$data_dir/tokens" --normaliser "$normaliser" \
     --data.manifests+ "$data_dir/train_general.jsonl.gz" --valid.manifests+ "$data_dir/dev_general.jsonl.gz"
   if [ "$quantise" = nf4 ]; then

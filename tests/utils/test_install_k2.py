@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,10 @@ def install(tmp_path):
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/python3").write_text(FAKE)
     (tmp_path / "bin/python3").chmod(0o755)
+    (tmp_path / "tools").mkdir()  # with a set-up that finds the environment active, and not the one of this project
+    shutil.copy(ROOT / "tools/install_k2.sh", tmp_path / "tools")
+    (tmp_path / "tools/setup.sh").write_text("#!/bin/sh\n")
+    (tmp_path / "tools/setup.sh").chmod(0o755)
 
     def install(names, code=0, page=True, **env):
         if page:
@@ -40,7 +45,7 @@ def install(tmp_path):
             (tmp_path / f"{FLAVOUR.rstrip('.0123456789')}.html").write_text(links)
         paths = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "PYTHONPATH": str(ROOT), "REAL": sys.executable}
         settings = {**os.environ, "UNUSABLE": "", **paths, "K2_WHEELS": f"file://{tmp_path}", "STATE": str(tmp_path)}
-        command = [str(ROOT / "tools/install_k2.sh")]
+        command = [str(tmp_path / "tools/install_k2.sh")]
         result = subprocess.run(command, env={**settings, **env}, capture_output=True, text=True, check=False)
         assert result.returncode == code, result.stderr
         calls = tmp_path / "calls"
