@@ -12,12 +12,10 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import noop_context_fn
 
 from moe_asr.errors import UserError
 from moe_asr.models.checkpointing import Checkpointed
 from moe_asr.models.dropout import Dropout
-from moe_asr.models.interface import ContextFn
 from moe_asr.models.time_conv import TimeConv, padding_mask
 
 ENCODER_ATTENTION = r"layers\.\d+\.attention\.(q|k|v|out)_proj"
@@ -206,18 +204,3 @@ def rotate(x_NHTK: Tensor, rotation_TK: Tensor) -> Tensor:
     exact = torch.promote_types(x_NHTK.dtype, torch.float32)
     pairs_NHTK = torch.view_as_complex(x_NHTK.to(exact).unflatten(3, (-1, 2)))
     return torch.view_as_real(pairs_NHTK * rotation_TK).flatten(3).to(x_NHTK.dtype)
-
-
-class OnConformer:
-    """What any `Model` with a Conformer in `self.encoder` has in common; goes before `Model` among the bases."""
-
-    encoder: ConformerEncoder
-
-    def encode(self, features_NTF: Tensor, feature_lengths_N: Tensor) -> tuple[Tensor, Tensor]:
-        return self.encoder(features_NTF, feature_lengths_N)
-
-    def output_lengths(self, feature_lengths_N: Tensor) -> Tensor:
-        return self.encoder.output_lengths(feature_lengths_N)
-
-    def set_gradient_checkpointing(self, enabled: bool, context_fn: ContextFn = noop_context_fn) -> None:
-        self.encoder.set_gradient_checkpointing(enabled, context_fn)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from moe_asr.errors import UserError
-from moe_asr.models.conformer import ADAPTER_TARGETS, ENCODER_ATTENTION, ConformerConfig, ConformerEncoder, OnConformer
+from moe_asr.models.conformer import ADAPTER_TARGETS, ENCODER_ATTENTION, ConformerConfig, ConformerEncoder
 from moe_asr.models.ctc_loss import CtcBackend, ctc_loss
 from moe_asr.models.interface import Loss, Recogniser, Targets
 
@@ -30,7 +30,7 @@ class ConformerCTCConfig:
     ctc_backend: CtcBackend = "torch"
 
 
-class ConformerCTC(OnConformer, Recogniser):
+class ConformerCTC(Recogniser):
     """P(tokens | x) = sum over alignments of prod_t softmax(W_head h_t + b), h = encoder(x).
 
     The loss is -log P in nats, summed over utterances; its count is the number of tokens. A text with more tokens (plus

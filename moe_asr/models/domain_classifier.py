@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_asr.errors import UserError
-from moe_asr.models.conformer import ADAPTER_TARGETS, ConformerConfig, ConformerEncoder, OnConformer
+from moe_asr.models.conformer import ADAPTER_TARGETS, ConformerConfig, ConformerEncoder
 from moe_asr.models.interface import Loss, Model, Targets
 from moe_asr.models.time_conv import padding_mask
 
@@ -42,7 +42,7 @@ class DomainClassifierConfig:
             raise UserError(f"domain_classifier: embedding must be at least 1, not {self.embedding}")
 
 
-class DomainClassifier(OnConformer, Model):
+class DomainClassifier(Model):
     """p_E = softmax(W embedding), embedding = Linear(statistics(encoder(x))).
 
     The loss is cross-entropy in nats, summed over utterances; its count is the number of utterances. Utterances of

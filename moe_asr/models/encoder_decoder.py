@@ -25,7 +25,7 @@ class EncoderDecoder(Recogniser):
     both in nats, summed over utterances; its count is the number of tokens and ends. A text that CTC cannot align (see
     `ConformerCTC`) adds nothing to the CTC term. Part `accuracy` sums over right tokens, `ctc` is the CTC term.
 
-    Subclasses make `encoder`, whose forward returns states and lengths, `decoder` and perhaps `ctc_head`.
+    Subclasses make `encoder`, `decoder` and perhaps `ctc_head`.
 
     Args:
         prompt: tokens with which every decoding starts
@@ -36,7 +36,6 @@ class EncoderDecoder(Recogniser):
         tokens_per_frame: bound of the length of a hypothesis, per encoder frame
     """
 
-    encoder: nn.Module
     decoder: TransformerDecoder
     ctc_head: nn.Linear | None
 
@@ -80,14 +79,8 @@ class EncoderDecoder(Recogniser):
             parts |= {"ctc": ctc.detach(), "ctc_too_long": batch.token_lengths_N.masked_fill(fits_N, 0).sum()}
         return Loss(total, torch.tensor(targets_M.numel(), device=total.device), parts)
 
-    def encode(self, features_NTF: Tensor, feature_lengths_N: Tensor) -> tuple[Tensor, Tensor]:
-        return self.encoder(features_NTF, feature_lengths_N)
-
-    def output_lengths(self, feature_lengths_N: Tensor) -> Tensor:
-        return self.encoder.output_lengths(feature_lengths_N)
-
     def set_gradient_checkpointing(self, enabled: bool, context_fn: ContextFn = noop_context_fn) -> None:
-        self.encoder.set_gradient_checkpointing(enabled, context_fn)
+        super().set_gradient_checkpointing(enabled, context_fn)
         self.decoder.set_gradient_checkpointing(enabled, context_fn)
 
     def prompts(self, batch: Targets) -> Tensor:

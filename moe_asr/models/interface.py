@@ -44,7 +44,11 @@ class Model(nn.Module, ABC):
     """An encoder of features and a loss.
 
     No result for an utterance may depend on its padding or on its batch-mates.
+
+    Subclasses make `encoder`, whose forward returns states and lengths.
     """
+
+    encoder: nn.Module
 
     default_targets: ClassVar[tuple[str, ...]]
     """Regular expressions that match whole names of the linear layers which adapters go to unless told otherwise."""
@@ -53,21 +57,21 @@ class Model(nn.Module, ABC):
     def forward(self, features_NTF: Tensor, feature_lengths_N: Tensor, batch: Targets) -> Loss:
         """Loss of a batch, whose features may have been augmented."""
 
-    @abstractmethod
     def encode(self, features_NTF: Tensor, feature_lengths_N: Tensor) -> tuple[Tensor, Tensor]:
         """Encoder states_NTD, zero in padding frames, and the number of encoder frames of each utterance."""
+        return self.encoder(features_NTF, feature_lengths_N)
 
-    @abstractmethod
     def output_lengths(self, feature_lengths_N: Tensor) -> Tensor:
         """Encoder frames from feature frames; all linear layers of the encoder see that many."""
+        return self.encoder.output_lengths(feature_lengths_N)
 
-    @abstractmethod
     def set_gradient_checkpointing(self, enabled: bool, context_fn: ContextFn = noop_context_fn) -> None:
         """Recomputes activations in the backward pass while training: less memory, more time, the same gradients.
 
         Args:
             context_fn: contexts for the two passes, see `torch.utils.checkpoint`; layers with a context need it
         """
+        self.encoder.set_gradient_checkpointing(enabled, context_fn)
 
 
 class Recogniser(Model):

@@ -102,7 +102,7 @@ def train(config: RunConfig) -> Progress:
     exp_dir, device = Path(config.exp_dir), pick_device(config.device)
     torch.manual_seed(config.train.seed)
     folder, tokens, model = _start(config)
-    model, trainable = _prepare(config, model, folder)
+    model, trainable = _prepare(config, model)
     model.to(device).train()
     exp_dir.mkdir(parents=True, exist_ok=True)
     lock = lock_folder(exp_dir, "training in")
@@ -120,11 +120,9 @@ def train(config: RunConfig) -> Progress:
     return trainer.progress
 
 
-def _prepare(config: RunConfig, model: Model, folder: FolderConfig) -> tuple[nn.Module, list[str]]:
+def _prepare(config: RunConfig, model: Model) -> tuple[nn.Module, list[str]]:
     """The module to train, with experts where they are asked for, and the names of what is declared to train."""
     if config.adaptation is None and config.init_adaptation is None:
-        if folder.quantisation is not None:
-            raise UserError(f"{config.init} is quantised and cannot be fine-tuned: give an adaptation, or its original")
         if config.train_only != "all":
             raise UserError("train_only is for experts; use frozen for parts of a model")
         model.set_gradient_checkpointing(config.gradient_checkpointing)
