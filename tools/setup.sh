@@ -8,7 +8,7 @@
 
 set -euo pipefail
 cd "$(dirname "$0")"
-extras=${1:-mini,whisper,dev}
+extras=${1:-mini,whisper,mandarin,dev}
 
 say() { echo "setup: $*" >&2; }
 

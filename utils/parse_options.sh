@@ -56,6 +56,14 @@ read_option_file() {
   done <"$1"
 }
 
+read_defaults() { # read_defaults FILE: as --config FILE, but what was given stays as it was given
+  local _name
+  local -A _given
+  for _name in "${!option_set[@]}"; do _given[$_name]=${!_name}; done
+  read_option_file "$1"
+  for _name in "${!_given[@]}"; do printf -v "$_name" %s "${_given[$_name]}"; done
+}
+
 print_help() { # the script's first comment, its options, and the stages of a recipe
   local _name _files
   mapfile -t _files < <(sed -n "s|^\. \"\$MOE_ASR_ROOT/\(.*\)\"\$|${MOE_ASR_ROOT-}/\1|p" "$0") # shared stages

@@ -36,14 +36,14 @@ class SplitConfig:
 def split_speakers(config: SplitConfig) -> None:
     """Runs the command."""
     from moe_asr.data.manifests import read_manifests, summary, write_manifest
-    from moe_asr.data.splits import group_by_speaker, read_parts, read_speakers, split
+    from moe_asr.data.splits import group_by, read_parts, read_speakers, split
     from moe_asr.errors import UserError
     from moe_asr.files import atomic_write
 
     parts = read_parts(config.parts)
     speakers = read_speakers(config.speakers)
     manifests, used = {name: [] for name in parts}, []
-    for speaker, own in zip(speakers, group_by_speaker(read_manifests([config.manifest]), speakers, config.manifest)):
+    for speaker, own in zip(speakers, group_by(read_manifests([config.manifest]), speakers, config.manifest)):
         divided = split(own, list(parts.values()), config.order, config.seed)
         if divided is None:
             few = f"{len(own)} utterance{'s' * (len(own) > 1)}"

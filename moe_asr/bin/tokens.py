@@ -8,18 +8,19 @@ from moe_asr.config import run_command
 
 @dataclass(frozen=True)
 class TokensConfig:
-    """Learns characters or pieces of words from the texts of manifests.
+    """Learns characters, words or pieces of words from the texts of manifests.
 
     Args:
         manifests: Files made by bin/prepare.
         out_dir: Folder for tokens.model and tokens.txt.
-        kind: Characters, or pieces by BPE or unigram.
-        vocab_size: Number of tokens with the three special ones; for characters an upper limit, and 0 takes all.
+        kind: Characters, words (what spaces separate), or pieces by BPE or unigram.
+        vocab_size: Number of tokens with the three special ones; for characters and words an upper limit, and 0 takes
+            all.
     """
 
     manifests: list[str]
     out_dir: str
-    kind: Literal["char", "bpe", "unigram"] = "char"
+    kind: Literal["char", "word", "bpe", "unigram"] = "char"
     vocab_size: int = 0
 
 

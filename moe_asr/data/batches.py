@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from moe_asr.data.audio import load_audio
 from moe_asr.data.manifests import Utterance, read_manifests
 from moe_asr.data.plan import BatchPlan
-from moe_asr.data.splits import group_by_speaker
+from moe_asr.data.splits import group_by
 from moe_asr.data.tokens import Tokens
 from moe_asr.errors import UserError
 
@@ -33,6 +33,7 @@ class DataConfig:
     Args:
         manifests: Files made by `bin/prepare`; their utterances are taken together.
         speaker: Only this speaker's utterances; empty takes all.
+        accent: Only utterances of this accent; empty takes all.
         max_duration: Limit of a batch in seconds of audio, padding included.
         max_utterances: Limit of a batch in utterances; 0 for none.
         num_buckets: Utterances of like duration meet in a batch; more buckets mean less padding and less variety.
@@ -48,6 +49,7 @@ class DataConfig:
 
     manifests: list[str] = field(default_factory=list)
     speaker: str = ""
+    accent: str = ""
     max_duration: float = 60.0
     max_utterances: int = 0
     num_buckets: int = 50
@@ -144,7 +146,7 @@ class BatchLoader:
         sample_rate: In Hz; that of the features.
 
     Raises:
-        UserError: a manifest is missing or empty, ids occur twice, or a domain or the speaker is unknown.
+        UserError: a manifest is missing or empty, ids occur twice, or a domain, the speaker or the accent is unknown.
     """
 
     def __init__(
@@ -196,8 +198,9 @@ class BatchLoader:
 
 def _chosen(config: DataConfig) -> list[Utterance]:
     utterances = read_manifests(config.manifests)
-    if config.speaker:
-        [utterances] = group_by_speaker(utterances, [config.speaker], ", ".join(config.manifests))
+    for key in ("speaker", "accent"):
+        if name := getattr(config, key):
+            [utterances] = group_by(utterances, [name], ", ".join(config.manifests), key)
     if not config.max_per_domain:
         return utterances
     order = list(utterances)

@@ -1,4 +1,4 @@
-"""Log-mel features of a padded batch, and SpecAugment on them.
+"""Features of a padded batch, mostly log-mel energies, and SpecAugment on them.
 
 A frame of one utterance never sees padding or another utterance: frames are cut from real samples only ("snip edges")
 and all statistics are taken over real frames, so that features are the same alone and in any batch.
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moe_asr.data.mel_filters import mel_filters
+from moe_asr.data.waveform_features import waveform
 from moe_asr.data.whisper_features import SAMPLE_RATE, SHIFT, WINDOW, whisper_frames, whisper_log_mel
 from moe_asr.errors import UserError
 
@@ -28,6 +29,8 @@ _WHISPER = {
     "high_freq": 0.0,
     "normalise": "none",
 }
+_WAVEFORM = {"num_mels": 1, "frame_length_ms": 0.0, "frame_shift_ms": 0.0, "low_freq": 0.0, "high_freq": 0.0}
+_FIXED = {"whisper": _WHISPER, "waveform": _WAVEFORM}
 
 
 @dataclass(frozen=True)
@@ -37,20 +40,21 @@ class FeatureConfig:
     Args:
         kind: `log_mel`: Hann window, slaney mel filters of equal area; `fbank`: Kaldi's, which removes the mean of each
             frame, pre-emphasises by 0.97, and uses the povey window and HTK's mel scale; `whisper`: what Whisper was
-            trained on (see `whisper_features`), which leaves only the number of mel bins and the silence to choose.
+            trained on (see `whisper_features`), which leaves only the number of mel bins and the silence to choose;
+            `waveform`: the samples themselves, each a frame of width 1, for encoders such as HuBERT.
         sample_rate: In Hz; audio of another rate is resampled when it is loaded.
-        num_mels: Number of mel bins.
+        num_mels: Number of mel bins; 1 for `waveform`.
         frame_length_ms: Window length in milliseconds.
         frame_shift_ms: Hop in milliseconds.
         low_freq: Lower edge of the first filter in Hz.
         high_freq: Upper edge of the last filter in Hz; zero or less counts from half the sample rate.
         normalise: Per utterance and mel bin, over its frames: subtract the `mean`, also divide by the standard
-            deviation (`mean_var`), or `none`.
+            deviation (`mean_var`), or `none`; of a `waveform` over its samples, `mean_var` or `none`.
         tail_padding_seconds: Silence put behind every utterance (`whisper` only).
         pad_seconds: Silence put behind shorter utterances up to this length; longer ones are refused (`whisper` only).
     """
 
-    kind: Literal["log_mel", "fbank", "whisper"] = "log_mel"
+    kind: Literal["log_mel", "fbank", "whisper", "waveform"] = "log_mel"
     sample_rate: int = 16000
     num_mels: int = 80
     frame_length_ms: float = 25.0
@@ -62,9 +66,17 @@ class FeatureConfig:
     pad_seconds: float = 0.0
 
     def __post_init__(self):
-        if not 0 < self.shift <= self.window:
+        if self.sample_rate <= 0:
+            raise UserError(f"sample_rate must be above 0, not {self.sample_rate}")
+        for name, value in _FIXED.get(self.kind, {}).items():
+            if getattr(self, name) != value:
+                raise UserError(f"features of kind {self.kind} have {name} {value}, not {getattr(self, name)}")
+        if self.kind == "waveform":
+            if self.normalise == "mean":
+                raise UserError("features of kind waveform have normalise mean_var or none, not mean")
+        elif not 0 < self.shift <= self.window:
             raise UserError(f"frame_shift_ms {self.frame_shift_ms} must be positive and within the frame length")
-        if not 0 <= self.low_freq < self.top_freq <= self.sample_rate / 2:
+        elif not 0 <= self.low_freq < self.top_freq <= self.sample_rate / 2:
             raise UserError(
                 f"mel filters from {self.low_freq} to {self.top_freq} Hz do not fit 0 to {self.sample_rate / 2} Hz"
             )
@@ -72,15 +84,17 @@ class FeatureConfig:
             raise UserError("set one of tail_padding_seconds and pad_seconds above zero, or none")
         if self.kind != "whisper" and (self.tail_padding_seconds or self.pad_seconds):
             raise UserError(f"tail_padding_seconds and pad_seconds are for features of kind whisper, not {self.kind}")
-        for name, value in _WHISPER.items() if self.kind == "whisper" else ():
-            if getattr(self, name) != value:
-                raise UserError(f"features of kind whisper have {name} {value}, not {getattr(self, name)}")
 
     @classmethod
     def whisper(cls, num_mels: int = 80, tail_padding_seconds: float = 0.0, pad_seconds: float = 0.0) -> FeatureConfig:
         """The features that Whisper was trained on."""
         silence = {"tail_padding_seconds": tail_padding_seconds, "pad_seconds": pad_seconds}
         return cls("whisper", num_mels=num_mels, **silence, **_WHISPER)
+
+    @classmethod
+    def waveform(cls, sample_rate: int = 16000, normalise: Literal["mean_var", "none"] = "mean_var") -> FeatureConfig:
+        """The samples themselves."""
+        return cls("waveform", sample_rate, normalise=normalise, **_WAVEFORM)
 
     @property
     def window(self) -> int:
@@ -133,7 +147,12 @@ class SpecAugmentConfig:
 
 
 def num_frames(num_samples_N: Tensor, config: FeatureConfig) -> Tensor:
-    """Frames that fit wholly into so many samples, 1 + floor((S - window) / shift) or 0; or `whisper_frames`."""
+    """Frames that fit wholly into so many samples, 1 + floor((S - window) / shift) or 0; or `whisper_frames`.
+
+    The frames of a waveform are its samples.
+    """
+    if config.kind == "waveform":
+        return num_samples_N
     if config.kind == "whisper":
         return whisper_frames(num_samples_N, config.tail_samples, config.pad_samples)
     return ((num_samples_N - config.window).div(config.shift, rounding_mode="floor") + 1).clamp(min=0)
@@ -141,7 +160,7 @@ def num_frames(num_samples_N: Tensor, config: FeatureConfig) -> Tensor:
 
 @torch.no_grad()
 def log_mel(audio_NS: Tensor, lengths_N: Tensor, config: FeatureConfig) -> tuple[Tensor, Tensor]:
-    """Log-mel energies: ln max(floor, sum_k filter[k, f] |DFT(window * frame)[k]|^2), normalised; or Whisper's.
+    """Log-mel energies: ln max(floor, sum_k filter[k, f] |DFT(window * frame)[k]|^2), normalised; or of other kinds.
 
     Args:
         audio_NS: Samples in [-1, 1], padded at the end with anything.
@@ -153,6 +172,8 @@ def log_mel(audio_NS: Tensor, lengths_N: Tensor, config: FeatureConfig) -> tuple
     Raises:
         UserError: an utterance is longer than `pad_seconds`.
     """
+    if config.kind == "waveform":
+        return waveform(audio_NS, lengths_N, config.normalise == "mean_var")
     if config.kind == "whisper":
         return whisper_log_mel(audio_NS, lengths_N, config.num_mels, config.tail_samples, config.pad_samples)
     audio_NS, frames_N = audio_NS.float(), num_frames(lengths_N, config)
@@ -181,8 +202,13 @@ def spec_augment(
         features_NTF: Normalised features.
         lengths_N: Frames of each utterance.
         generator: On the CPU, whatever the device of the features, so that a run is repeated exactly anywhere.
+
+    Raises:
+        UserError: the features are samples, which have no mel bins.
     """
     num, frames, mels = features_NTF.shape
+    if mels == 1:
+        raise UserError("augment masks frames and mel bins; features of kind waveform have none: leave augment out")
     lengths_N1 = lengths_N.cpu()[:, None]
     limit_N1 = (lengths_N1 * config.time_mask_fraction).long().clamp(max=config.time_mask_frames)
     masked_NT = _bands(limit_N1, lengths_N1, config.time_masks, frames, generator)

@@ -52,25 +52,27 @@ def read_parts(parts: Sequence[str]) -> dict[str, float]:
     return fractions
 
 
-def group_by_speaker(utterances: Sequence[Utterance], speakers: Sequence[str], source: str) -> list[list[Utterance]]:
-    """The utterances of each of some speakers, in the order in which they come.
+def group_by(
+    utterances: Sequence[Utterance], names: Sequence[str], source: str, key: Literal["speaker", "accent"] = "speaker"
+) -> list[list[Utterance]]:
+    """The utterances of each of some speakers or accents, in the order in which they come.
 
     Args:
         source: Where the utterances come from, for the message.
 
     Raises:
-        UserError: a speaker has no utterance.
+        UserError: one has no utterance.
     """
-    groups: dict[str, list[Utterance]] = {name: [] for name in speakers}
+    groups: dict[str, list[Utterance]] = {name: [] for name in names}
     for utterance in utterances:
-        if utterance.speaker in groups:
-            groups[utterance.speaker].append(utterance)
+        if getattr(utterance, key) in groups:
+            groups[getattr(utterance, key)].append(utterance)
     unknown = [name for name, found in groups.items() if not found]
     if unknown:
-        known = sorted({u.speaker for u in utterances} - {""})
+        known = sorted({getattr(u, key) for u in utterances} - {""})
         raise UserError(
-            f"{source} has no utterance of speaker{'s' * (len(unknown) > 1)} {', '.join(unknown)}; it has {len(known)}"
-            f" speakers, such as {', '.join(known[:3]) or 'none with a name'}; what was rejected is listed beside it"
+            f"{source} has no utterance of {key}{'s' * (len(unknown) > 1)} {', '.join(unknown)}; it has {len(known)}"
+            f" {key}s, such as {', '.join(known[:3]) or 'none with a name'}; what was rejected is listed beside it"
         )
     return list(groups.values())
 

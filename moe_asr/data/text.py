@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections.abc import Callable
 
+from moe_asr.data.mandarin import join_thousands, read_numerals, simplify
 from moe_asr.errors import UserError
 
 _APOSTROPHES = dict.fromkeys(map(ord, "\u2018\u2019\u02bc\u0060\u00b4"), "'")
@@ -49,9 +50,13 @@ def _multilingual(text: str) -> str:
 
 
 def _mandarin(text: str) -> str:
-    """As `multilingual`, and without spaces beside Chinese characters, so that spacing habits do not matter."""
-    text = _multilingual(text)
-    return re.sub(rf"(?<=[{_HAN}]) | (?=[{_HAN}])", "", text)
+    """As `multilingual`, with numerals as read aloud, in simplified characters, without spaces beside Han.
+
+    So neither writing nor spacing habits matter. Erhua stays as it is: 儿 is heard.
+    """
+    text = _multilingual(read_numerals(_plain(join_thousands(text))))
+    # last, because what punctuation separated is converted together the next time
+    return simplify(re.sub(rf"(?<=[{_HAN}]) | (?=[{_HAN}])", "", text))
 
 
 def _plain(text: str) -> str:

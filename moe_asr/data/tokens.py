@@ -1,4 +1,4 @@
-"""Token sets, through sentencepiece: characters, BPE or unigram pieces; and which kind lies in a folder."""
+"""Token sets, through sentencepiece: characters, words, BPE or unigram pieces; and which kind lies in a folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Literal, Union
 
 import sentencepiece
 
-from moe_asr.data.whisper_tokens import TOKENIZER, WhisperTokens
+from moe_asr.data.json_tokens import TOKENIZER, JsonTokens
+from moe_asr.data.llm_tokens import LLMTokens
+from moe_asr.data.whisper_tokens import START, WhisperTokens
 from moe_asr.errors import UserError
 from moe_asr.files import atomic_write
 
@@ -19,18 +21,18 @@ _SPECIAL = {"pad_id": BLANK, "unk_id": UNKNOWN, "eos_id": SOS_EOS, "bos_id": -1}
 _PIECES = {"pad_piece": "<blk>", "unk_piece": "<unk>", "eos_piece": "<sos/eos>"}
 _MODEL = "tokens.model"
 
+Kind = Literal["char", "word", "bpe", "unigram"]
 
-def train_tokens(
-    texts: Iterable[str], folder: str | Path, kind: Literal["char", "bpe", "unigram"], vocab_size: int = 0
-) -> Tokens:
+
+def train_tokens(texts: Iterable[str], folder: str | Path, kind: Kind, vocab_size: int = 0) -> Tokens:
     """Learns a token set and writes `tokens.model` and, to be read by people, `tokens.txt` into `folder`.
 
     Args:
         texts: Normalised transcripts.
         folder: Made if it is missing.
-        kind: `char`, `bpe` or `unigram`.
-        vocab_size: Number of tokens, with the three special ones. Characters: 0 takes all that occur, otherwise it is
-            an upper limit and the rarest become `<unk>`.
+        kind: `char`, `word`, `bpe` or `unigram`; words are what spaces separate, such as units of sound.
+        vocab_size: Number of tokens, with the three special ones. Characters and words: 0 takes all that occur,
+            otherwise it is an upper limit and the rarest become `<unk>`.
 
     Raises:
         UserError: no text, or `vocab_size` does not suit it.
@@ -40,11 +42,11 @@ def train_tokens(
         raise UserError("no text to learn tokens from")
     # characters outside words need no word-start mark; pieces do, so that a first word is written like any other
     num_characters = len(set("".join(texts)) - {" "}) + 1
-    if kind == "char":
-        limit = num_characters + 3
+    if kind in ("char", "word"):
+        limit = 3 + (num_characters if kind == "char" else len(set(" ".join(texts).split())))
         vocab_size = min(vocab_size, limit) if vocab_size else limit
         if vocab_size < 4:
-            raise UserError(f"a vocabulary of {vocab_size} leaves no room for characters; 0 takes all of them")
+            raise UserError(f"a vocabulary of {vocab_size} leaves no room for characters or words; 0 takes all")
     elif vocab_size < num_characters + 3:
         raise UserError(
             f"{kind} tokens for this text need a vocabulary of {num_characters + 3} at least"
@@ -144,7 +146,7 @@ class Tokens:
         return BLANK
 
 
-TokenSet = Union[Tokens, WhisperTokens]
+TokenSet = Union[Tokens, JsonTokens]
 
 
 def load_tokens(folder: str | Path) -> TokenSet:
@@ -153,4 +155,9 @@ def load_tokens(folder: str | Path) -> TokenSet:
     Raises:
         UserError: there is none, or it is damaged.
     """
-    return WhisperTokens(folder) if (Path(folder) / TOKENIZER).is_file() else Tokens(folder)
+    path = Path(folder) / TOKENIZER
+    if not path.is_file():
+        return Tokens(folder)
+    # a look at the text alone, since reading that of a large language model twice takes long
+    whisper = f'"{START}"'.encode() in path.read_bytes()
+    return WhisperTokens(folder) if whisper else LLMTokens(folder)

@@ -31,10 +31,14 @@ from moe_asr.errors import SettingsChanged, UserError
 from moe_asr.experts import adapter_identity, base_identity
 from moe_asr.files import folder_bytes
 from moe_asr.methods.adaptation import AdaptedRecogniser
+from moe_asr.methods.pictures import routing_figure, save_figure
+from moe_asr.methods.routing_monitor import expert_names
 from moe_asr.models.folder import LoadedModel, load_model
 from moe_asr.models.interface import Recogniser
+from moe_asr.models.lengths import check_lengths
 from moe_asr.provenance import record
 from moe_asr.quant import num_parameters
+from moe_asr.scoring.hallucination import LOOP, repeats
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ def decode(config: DecodeConfig) -> None:
     loaded = load_model(config.model)
     if not isinstance(loaded.model, Recogniser):
         raise UserError(f"{config.model} is no recogniser; give the model folder of one")
+    tunable = num_parameters(loaded.model, without=loaded.model.frozen_parts)
     folders = find_adaptations(config.adaptation, config.manifest) if config.adaptation else None
     adapted = folders.load(loaded.model) if folders else None
     loader = BatchLoader(
@@ -101,6 +106,7 @@ def decode(config: DecodeConfig) -> None:
         adapted.config.domains if adapted else (),
         sample_rate=loaded.config.features.sample_rate,
     )
+    check_lengths(loader.utterances, loaded.model, loaded.config.features)
     (adapted or loaded.model).to(device).eval()
     whole_prefix = adapted is not None and adapted.adapter.needs_whole_prefix
     search = Search(loaded.model, config.search, loaded.tokens, cache=not whole_prefix)
@@ -122,17 +128,22 @@ def decode(config: DecodeConfig) -> None:
                         texts = _texts(config, search, loaded, adapted, batch.to(device))
                     log.write(batch.ids[0])
                     lines = [
-                        _line(utterances[name], loaded.tokens.decode(text.tokens), text.truncated)
+                        _line(utterances[name], text, loaded.tokens.decode(text.tokens))
                         for name, text in zip(batch.ids, texts)
                     ]
                     stream.write(lines)
                 bar.advance(task, len(batch))
         facts = {"seconds": time.perf_counter() - started, "seconds_per_utterance": speed.per_utterance}
-        facts["truncated"] = stream.count("truncated")
-        stream.finish({**_system(config, loaded, folders, adapted, log.summary()), **facts, **record()})
+        facts |= {sign: stream.count(sign) for sign in ("truncated", "looping")}
+        routing = log.summary()
+        if routing:
+            save_figure(routing_figure(routing, expert_names(adapted)), Path(config.out_dir) / "routing.png")
+        stream.finish({**_system(config, loaded, folders, adapted, tunable, routing), **facts, **record()})
         log.remove()
     cut_off = f", {facts['truncated']:,} cut off at the limit of tokens" if facts["truncated"] else ""
-    print(f"{config.out_dir}: {len(utterances):,} utterances, {speed.factor:.0f} times faster than real time{cut_off}")
+    loops = f", {facts['looping']:,} go round in circles" if facts["looping"] else ""
+    speeds = f"{speed.factor:.0f} times faster than real time"
+    print(f"{config.out_dir}: {len(utterances):,} utterances, {speeds}{cut_off}{loops}")
 
 
 def _open_stream(config: DecodeConfig, settings: dict, ids: list[str]) -> HypothesisStream:
@@ -174,12 +185,11 @@ def _texts(
 ) -> list[Scored]:
     features_NTF, lengths_N = log_mel(batch.audio_NS, batch.audio_lengths_N, loaded.config.features)
     route = adapted.route(batch, lengths_N, config.global_route, config.fallback) if adapted else nullcontext()
-    narrow = adapted.adapter.narrow if adapted else None
     with route, computing_in(config.precision, batch.audio_NS.device):
-        return [texts[0] for texts in search(features_NTF, lengths_N, batch, narrow)]
+        return [texts[0] for texts in search(features_NTF, lengths_N, batch, adapted and adapted.adapter)]
 
 
-def _line(utterance: Utterance, text: str, truncated: bool) -> dict:
+def _line(utterance: Utterance, found: Scored, text: str) -> dict:
     return {
         "id": utterance.id,
         "ref": utterance.raw_text or utterance.text,
@@ -188,7 +198,8 @@ def _line(utterance: Utterance, text: str, truncated: bool) -> dict:
         "accent": utterance.accent,
         "language": utterance.language,
         "duration": utterance.seconds,
-        **({"truncated": True} if truncated else {}),
+        **({"truncated": True} if found.truncated else {}),
+        **({"looping": True} if repeats(found.tokens) >= LOOP else {}),
     }
 
 
@@ -215,20 +226,20 @@ def _system(
     loaded: LoadedModel,
     folders: Optional[AdaptationFolders],
     adapted: Optional[AdaptedRecogniser],
+    tunable: int,
     routing: Optional[dict],
 ) -> dict:
     """Facts of the system for the tables, with one adaptation where there are several.
 
-    Routers count as trained, the accent recogniser does not.
+    The total is what full fine-tuning would train. Routers count as trained, the accent recogniser does not.
     """
     experts = adapted.adapter.num_parameters() if adapted else 0
-    base = num_parameters(loaded.model) - experts
     one = experts // adapted.adapter.members if adapted else 0
     return {
         "model": config.model,
         "adapter": config.adaptation,
-        "trainable_parameters": one if adapted else base if loaded.config.finetuned else 0,
-        "total_parameters": base,
+        "trainable_parameters": one if adapted else tunable if loaded.config.finetuned else 0,
+        "total_parameters": tunable,
         "model_bytes": folder_bytes(config.model),
         "adaptation_bytes": folders.bytes_of_one if folders else None,
         "mean_active_experts": routing["mean_active_experts"] if routing else None,

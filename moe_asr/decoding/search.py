@@ -16,10 +16,12 @@ from moe_asr.decoding.ctc_prefix import CTCPrefixScorer
 from moe_asr.decoding.lattice_k2 import LatticeSearch
 from moe_asr.decoding.rescoring import rescore
 from moe_asr.decoding.search_config import Scored, SearchConfig
-from moe_asr.decoding.steps import CachedSteps, Narrow, Steps, WholePrefixSteps
+from moe_asr.decoding.steps import GENERATORS, start
 from moe_asr.errors import UserError
+from moe_asr.experts import Adapter
 from moe_asr.models.encoder_decoder import EncoderDecoder
 from moe_asr.models.interface import Recogniser, Targets
+from moe_asr.models.speech_llm import SpeechLLM
 
 CtcSearch = Callable[[Tensor, Tensor], list[list[Scored]]]
 
@@ -49,25 +51,27 @@ class Search:
         self._ctc_texts = _ctc_search(model, config, tokens)
 
     def __call__(
-        self, features_NTF: Tensor, feature_lengths_N: Tensor, batch: Targets, narrow: Optional[Narrow] = None
+        self, features_NTF: Tensor, feature_lengths_N: Tensor, batch: Targets, adapter: Optional[Adapter] = None
     ) -> list[list[Scored]]:
         """Hypotheses of each utterance, one at least, the best first.
 
         Args:
             batch: what the prompts are made from
-            narrow: called when finished utterances leave the batch, with the rows that stay
+            adapter: of the experts on the model; is told when finished utterances leave the batch
         """
         model, config = self.model, self.config
-        if not isinstance(model, EncoderDecoder):
+        if not isinstance(model, GENERATORS):
             return self._ctc_texts(*model.log_probs(features_NTF, feature_lengths_N))
-        states_NTD, lengths_N = model.encode(features_NTF, feature_lengths_N)
+        hear = model.speech if isinstance(model, SpeechLLM) else model.encode
+        states_NTD, lengths_N = hear(features_NTF, feature_lengths_N)
         if config.kind not in ("greedy", "beam"):
             texts = self._ctc_texts(model.ctc_log_probs(states_NTD), lengths_N)
             if config.kind in ("prefix_beam", "lattice"):
                 return texts
             return rescore(model, states_NTD, lengths_N, model.prompts(batch), texts, config)
         prompt_NP, limits_N = model.prompts(batch), model.max_tokens(lengths_N)
-        steps = self._steps(states_NTD, lengths_N, prompt_NP.shape[1] + int(limits_N.max()), narrow)
+        most = prompt_NP.shape[1] + int(limits_N.max())
+        steps = start(model, states_NTD, lengths_N, most, adapter, self.cache)
         rules = attention.TokenRules(model.end, model.suppress, model.begin_suppress)
         if config.kind == "greedy":
             return [[text] for text in attention.greedy(steps, prompt_NP, limits_N, rules)]
@@ -75,11 +79,6 @@ class Search:
         if config.ctc_weight:
             scorer = CTCPrefixScorer(model.ctc_log_probs(states_NTD), lengths_N, model.blank)
         return attention.beam(steps, prompt_NP, limits_N, rules, config, scorer)
-
-    def _steps(self, states_NTD: Tensor, lengths_N: Tensor, max_tokens: int, narrow: Optional[Narrow]) -> Steps:
-        if self.cache:
-            return CachedSteps(self.model.decoder, states_NTD, lengths_N, max_tokens, narrow)
-        return WholePrefixSteps(self.model.decoder, states_NTD, lengths_N, narrow)
 
 
 def _ctc_search(model: Recogniser, config: SearchConfig, tokens: Optional[TokenSet]) -> CtcSearch:
@@ -98,8 +97,8 @@ def _ctc_search(model: Recogniser, config: SearchConfig, tokens: Optional[TokenS
 
 def search_kinds(model: Recogniser) -> tuple[str, ...]:
     """The kinds of search that a model can do."""
-    has_decoder = isinstance(model, EncoderDecoder)
-    has_ctc = not has_decoder or model.ctc_head is not None
+    has_decoder = isinstance(model, GENERATORS)
+    has_ctc = not has_decoder or isinstance(model, EncoderDecoder) and model.ctc_head is not None
     kinds = ["greedy"]
     kinds += ["beam"] if has_decoder else []
     kinds += ["prefix_beam", "lattice"] if has_ctc else []

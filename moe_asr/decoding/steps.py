@@ -1,20 +1,24 @@
 """A decoder, one token after another, with and without a cache.
 
-Shape letters: N utterances, T encoder frames, D model width, K hypotheses of an utterance, P new tokens, U all tokens,
-V vocabulary.
+Shape letters: N utterances, T frames of speech as the decoder sees them, D their width, K hypotheses of an utterance,
+P new tokens, U all tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Optional, Protocol
 
 import torch
 from torch import Tensor
 
+from moe_asr.decoding.llm_steps import LMSteps
+from moe_asr.experts import Adapter
+from moe_asr.models.encoder_decoder import EncoderDecoder
+from moe_asr.models.speech_llm import SpeechLLM
 from moe_asr.models.transformer_decoder import TransformerDecoder
 
-Narrow = Callable[[Tensor], None]
+GENERATORS = (EncoderDecoder, SpeechLLM)
+"""Models that predict one token after another."""
 
 
 class Steps(Protocol):
@@ -35,7 +39,7 @@ class CachedSteps:
 
     Args:
         max_tokens: of a hypothesis, prompt included
-        narrow: told which rows stay when utterances leave, so that what others know of the batch stays true
+        adapter: is told which utterances stay when others leave, so that its experts know the batch
     """
 
     def __init__(
@@ -44,9 +48,9 @@ class CachedSteps:
         states_NTD: Tensor,
         lengths_N: Tensor,
         max_tokens: int,
-        narrow: Optional[Narrow] = None,
+        adapter: Optional[Adapter] = None,
     ) -> None:
-        self._decoder, self._narrow = decoder, narrow
+        self._decoder, self._adapter = decoder, adapter
         self._state = decoder.start(states_NTD, lengths_N, max_tokens)
 
     def step(self, tokens_NKP: Tensor) -> Tensor:
@@ -57,8 +61,8 @@ class CachedSteps:
 
     def select(self, rows: Tensor) -> None:
         self._state.select(rows)
-        if self._narrow:
-            self._narrow(rows)
+        if self._adapter:
+            self._adapter.narrow(rows)
 
 
 class WholePrefixSteps:
@@ -68,9 +72,9 @@ class WholePrefixSteps:
     """
 
     def __init__(
-        self, decoder: TransformerDecoder, states_NTD: Tensor, lengths_N: Tensor, narrow: Optional[Narrow] = None
+        self, decoder: TransformerDecoder, states_NTD: Tensor, lengths_N: Tensor, adapter: Optional[Adapter] = None
     ) -> None:
-        self._decoder, self._states, self._lengths, self._narrow = decoder, states_NTD, lengths_N, narrow
+        self._decoder, self._states, self._lengths, self._adapter = decoder, states_NTD, lengths_N, adapter
         self._tokens_NKU: Optional[Tensor] = None
 
     def step(self, tokens_NKP: Tensor) -> Tensor:
@@ -88,5 +92,28 @@ class WholePrefixSteps:
     def select(self, rows: Tensor) -> None:
         self._tokens_NKU, self._states = self._tokens_NKU[rows], self._states[rows]
         self._lengths = self._lengths[rows]
-        if self._narrow:
-            self._narrow(rows)
+        if self._adapter:
+            self._adapter.narrow(rows)
+
+
+def start(
+    model: EncoderDecoder | SpeechLLM,
+    states_NTD: Tensor,
+    lengths_N: Tensor,
+    max_tokens: int,
+    adapter: Optional[Adapter] = None,
+    cache: bool = True,
+) -> Steps:
+    """An empty hypothesis of each utterance.
+
+    Args:
+        states_NTD: what the decoder sees of the speech, and `lengths_N` of it real
+        max_tokens: of a hypothesis, prompt included
+        cache: of what was computed for earlier tokens; a language model always has it, since routers that look at the
+            whole text are refused there
+    """
+    if isinstance(model, SpeechLLM):
+        return LMSteps(model, states_NTD, lengths_N, adapter)
+    if cache:
+        return CachedSteps(model.decoder, states_NTD, lengths_N, max_tokens, adapter)
+    return WholePrefixSteps(model.decoder, states_NTD, lengths_N, adapter)

@@ -13,7 +13,8 @@ from moe_asr.experts.context import Routing
 from moe_asr.experts.identity import adapter_identity, base_identity
 from moe_asr.experts.layer import ExpertLinear, ExpertSpec
 from moe_asr.experts.peft_format import export_expert, import_expert
-from moe_asr.experts.routers import Router, RouterSpec
+from moe_asr.experts.router_spec import RouterSpec
+from moe_asr.experts.routers import Router
 from moe_asr.experts.stack import stack_adapters
 from moe_asr.experts.statistics import RoutingStatistics
 

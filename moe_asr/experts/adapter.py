@@ -76,6 +76,13 @@ class Adapter:
         """Inside `route`: from now on the batch consists of its utterances `index` only, as when some have ended."""
         self.context.narrow(index)
 
+    def set_lengths(self, stream: str, lengths: Tensor) -> None:
+        """Inside `route`: from now on the utterances (N) have so many real frames of this stream.
+
+        For a decoder that sees a whole text first and one token after another later.
+        """
+        self.context.set_lengths(stream, lengths)
+
     @property
     def needs_memory(self) -> bool:
         """Whether a router looks at `routing.memory`."""

@@ -56,6 +56,8 @@ class Routing:
             whoever runs the encoder
         balance: load-balancing terms, filled by routers while training
         shared: weights that several layers have in common, filled by the first of them
+        thresholds: of the router that ran last, for the statistics: route, threshold or sparsity from 0 to below 1 as
+            (N, 1, 1), (N, T, 1) or (1), and True on real frames
     """
 
     domains_NE: Optional[Tensor] = None
@@ -67,6 +69,7 @@ class Routing:
     memory: Optional[Memory] = None
     balance: list[Tensor] = field(default_factory=list)
     shared: dict[str, Shared] = field(default_factory=dict)
+    thresholds: list[tuple[str, Tensor, Optional[Tensor]]] = field(default_factory=list)
     _masks: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
     def mask(self, stream: str, num_frames: int, device: Optional[torch.device] = None) -> Optional[Tensor]:
@@ -157,6 +160,12 @@ class RoutingContext:
         """From now on the batch consists of its utterances `index` only."""
         if self._current is not None:
             self._current = self._current.rows(index)
+
+    def set_lengths(self, stream: str, lengths_N: Tensor) -> None:
+        """From now on this stream has so many real frames."""
+        if self._current is not None:
+            lengths = {**self._current.lengths, stream: lengths_N}
+            self._current = replace(self._current, lengths=lengths, _masks={})
 
 
 def make_routing(

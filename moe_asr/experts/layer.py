@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from moe_asr.errors import UserError
 from moe_asr.experts.context import Routing, RoutingContext, Shared
 from moe_asr.experts.mixture import base_product, factor_mixture, frozen_weight, merged_weight, product_mixture
-from moe_asr.experts.routers import Router, RouterSpec
+from moe_asr.experts.router_spec import RouterSpec
+from moe_asr.experts.routers import Router
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class ExpertSpec:
         mixing: product, sum_e w_e B_e A_e, or factor, (sum_e w_e B_e)(sum_e w_e A_e) with one w for each utterance
         same_start: all experts start from one A
         router: who computes the weights
-        stream: which of the lengths given to `route` hold for these layers
+        stream: which of the lengths given to `route` hold for these layers; recipes fill it in
         memory_targets: those of the layers, named in the same way, that see the memory instead of the frames of their
             block (keys and values of cross-attention); they take the block's weights, of its first frame where each
             frame has its own
@@ -56,8 +57,12 @@ class ExpertSpec:
             raise UserError(f"experts: num_experts and rank must be at least 1, not {self.num_experts} and {self.rank}")
         if not 0 <= self.dropout < 1:
             raise UserError(f"experts: dropout must be from 0 to below 1, not {self.dropout}")
-        if self.mixing == "factor" and self.router.route != "given" and self.router.granularity == "frame":
-            raise UserError("experts: factor mixing is for weights of an utterance; set router granularity: utterance")
+        local_frames = self.router.route != "given" and self.router.granularity == "frame"
+        if self.mixing == "factor" and (local_frames or self.router.threshold_over == "frame"):
+            raise UserError(
+                "experts: factor mixing is for weights of an utterance; set router granularity and threshold_over: "
+                "utterance"
+            )
         if self.memory_targets and not (self.router.scope in ("block", "kind") or self.router.memory_alone):
             raise UserError("experts: memory_targets take the weights of their block; set router scope: block or kind")
 
@@ -137,6 +142,7 @@ class ExpertLinear(nn.Module):
     def gates(self, x_NTI: Tensor, frames_are_time: bool = True) -> Tensor:
         """Weights of the experts for this input under the current routing: (N, E) or (N, T, E)."""
         routing, spec = self.context.routing, self.spec.router
+        routing.thresholds.clear()
         mask_NT = None
         if spec.needs_input and not self.sees_memory:
             if frames_are_time:
@@ -152,6 +158,8 @@ class ExpertLinear(nn.Module):
         if routing.statistics is not None:
             own = gates if self.members == 1 else gates.unflatten(-1, (self.members, -1)).sum(-2)
             routing.statistics.update(self.name, own, mask_NT, routing.labels_N)
+            for threshold in routing.thresholds:
+                routing.statistics.update_threshold(self.name, *threshold)
         return gates
 
     def _batch_gates(self, x_NTI: Tensor, routing: Routing) -> Tensor:

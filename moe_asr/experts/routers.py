@@ -20,8 +20,7 @@ Shapes: N utterances, T frames, I layer input width, E experts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, Optional
+from typing import Optional
 
 import torch
 from torch import Tensor, nn
@@ -29,110 +28,19 @@ from torch.nn import functional as F
 
 from moe_asr.errors import UserError
 from moe_asr.experts.context import Routing
-from moe_asr.experts.pooling import AttentivePooling, MeanPooling, Over
+from moe_asr.experts.pooling import AttentivePooling, MeanPooling
+from moe_asr.experts.router_spec import RouterSpec
 from moe_asr.experts.selection import hard_threshold, soft_threshold, sparsegen, top_k
 
 LARGEST_THRESHOLD = 0.999  # in units of 1 / number of experts
-
-
-@dataclass(frozen=True)
-class RouterSpec:
-    """How a layer weighs its experts.
-
-    Args:
-        route: given (domain of the utterance alone), local (the layer's input alone) or hierarchical (both)
-        select: which experts stay: all, topk, threshold or sparsegen
-        threshold: where threshold or sparsity come from: input (linear in the layer's input), learned (a scalar) or
-            fixed
-        fixed_threshold: for fixed: threshold in units of 1 / number of experts, or the sparsity; from 0 to below 1
-        hard: keep p where it reaches the threshold instead of subtracting; needs a fixed threshold
-        top_k: experts kept by topk
-        combine: mean, sum, gate (learned from the input) or product (renormalised) of global and local weights
-        granularity: local weights for each frame, or one for the utterance from its frames pooled into one vector
-        pooling: of the utterance: mean, or attention (convolution and softmax, see `AttentivePooling`)
-        over: frames that are pooled: real ones, prefix (up to each frame, so one weight for each) or all (padding too)
-        source: what is pooled: the layer's input, the memory (encoder states, see `Adapter.route`), or both
-        bias: of the local route
-        temperature: of the global route; above 1 flattens it
-        local_temperature: of the local route
-        balance: weight of the load-balancing term E * sum_e f_e P_e of the local route (Switch Transformer)
-        scope: one router for each layer, each block (weights computed once by its first layer), one for all blocks
-            (kind; weights as for block) or one for the model (weights computed by each layer)
-    """
-
-    route: Literal["given", "local", "hierarchical"] = "hierarchical"
-    select: Literal["all", "topk", "threshold", "sparsegen"] = "threshold"
-    threshold: Literal["input", "learned", "fixed"] = "input"
-    fixed_threshold: float = 0.5
-    hard: bool = False
-    top_k: int = 2
-    combine: Literal["mean", "sum", "gate", "product"] = "mean"
-    granularity: Literal["frame", "utterance"] = "frame"
-    pooling: Literal["mean", "attention"] = "mean"
-    over: Over = "real"
-    source: Literal["layer", "memory", "both"] = "layer"
-    bias: bool = False
-    temperature: float = 1.0
-    local_temperature: float = 1.0
-    balance: float = 0.0
-    scope: Literal["layer", "block", "kind", "model"] = "layer"
-
-    def __post_init__(self) -> None:
-        if self.hard and (self.select != "threshold" or self.threshold != "fixed"):
-            raise UserError(
-                "router: hard selection gives a threshold no gradient; set select: threshold, threshold: fixed"
-            )
-        if not 0 <= self.fixed_threshold < 1:
-            raise UserError(f"router: fixed_threshold must be from 0 to below 1, not {self.fixed_threshold}")
-        if self.top_k < 1:
-            raise UserError(f"router: top_k must be at least 1, not {self.top_k}")
-        if min(self.temperature, self.local_temperature) <= 0:
-            raise UserError(
-                f"router: temperatures must be above 0, not {self.temperature} and {self.local_temperature}"
-            )
-        pools = self.route != "given" and self.granularity == "utterance"
-        if not pools and (self.pooling, self.over, self.source) != ("mean", "real", "layer"):
-            raise UserError(
-                "router: pooling, over and source are for local weights of a whole utterance; set granularity: "
-                "utterance, or leave them out"
-            )
-        if self.source == "memory" and self.over == "prefix":
-            raise UserError("router: the memory is known as a whole from the start; set over: real, or source: both")
-
-    @property
-    def needs_domains(self) -> bool:
-        return self.route != "local"
-
-    @property
-    def needs_memory(self) -> bool:
-        return self.source != "layer"
-
-    @property
-    def needs_input(self) -> bool:
-        """Whether the weights depend on the input of the layer."""
-        local = self.route != "given" and self.source != "memory"
-        return local or self._has_global_threshold and self.threshold == "input"
-
-    @property
-    def memory_alone(self) -> bool:
-        """Whether the weights depend on the memory and nothing else, so that they hold for a whole batch."""
-        return self.needs_memory and not self.needs_input
-
-    @property
-    def needs_whole_prefix(self) -> bool:
-        """Whether a decoder has to run on all tokens so far at each step: no cache knows what was pooled."""
-        return self.source == "both" or self.source == "layer" and self.over != "real"
-
-    @property
-    def _has_global_threshold(self) -> bool:
-        return self.route != "local" and self.select in ("threshold", "sparsegen") and self.threshold != "fixed"
 
 
 class Router(nn.Module):
     """Weights of E experts for a layer of input width I; see the formulas at the top of this file.
 
     `threshold: input` is `tau(x) = sigmoid(v . x + c) / E`, below 1/E, so that at least one expert survives. The global
-    threshold takes the masked mean of x. Parameters start at v = 0, c = 0, i.e. tau = 1 / (2 E).
+    threshold takes the masked mean of x, or with `threshold_over: frame` each x_t, so that each frame has global
+    weights of its own. Parameters start at v = 0, c = 0, i.e. tau = 1 / (2 E).
     """
 
     def __init__(self, spec: RouterSpec, num_experts: int, width: int, **factory) -> None:
@@ -164,7 +72,9 @@ class Router(nn.Module):
         """Returns weights (N, E) where they are the same for all frames of an utterance, else (N, T, E); float32."""
         spec = self.spec
         x_NTI = x_NTI.to(torch.promote_types(x_NTI.dtype, torch.float32))
-        mean_N1I = self.mean(x_NTI, mask_NT) if hasattr(self, "threshold_global") else None
+        mean_N1I = None
+        if hasattr(self, "threshold_global") and spec.threshold_over == "utterance":
+            mean_N1I = self.mean(x_NTI, mask_NT)
         gate = None
         if spec.route != "given":
             local_input = x_NTI if spec.granularity == "frame" else self._pooled(x_NTI, mask_NT, routing, mean_N1I)
@@ -174,7 +84,7 @@ class Router(nn.Module):
             E = self.num_experts
             p = self._temper(logits[..., :E]).softmax(-1)
             tau_logit = logits[..., E : E + 1] if hasattr(self, "threshold_local") else None
-            w = local = self._select(p, "local", tau_logit)
+            w = local = self._select(p, "local", tau_logit, mask_NT, routing)
             if spec.balance and self.training and torch.is_grad_enabled():
                 routing.balance.append(spec.balance * balance_term(p, local, mask_NT))
             if hasattr(self, "gate"):
@@ -185,8 +95,9 @@ class Router(nn.Module):
                 p = p / p.sum(-1, keepdim=True)
             tau_logit = None
             if hasattr(self, "threshold_global"):
-                tau_logit = F.linear(mean_N1I, self.threshold_global.to(x_NTI.dtype))
-            w = self._select(p, "global", tau_logit)
+                seen = x_NTI if mean_N1I is None else mean_N1I
+                tau_logit = F.linear(seen, self.threshold_global.to(x_NTI.dtype))
+            w = self._select(p, "global", tau_logit, mask_NT, routing)
             if spec.route == "hierarchical":
                 w = _combine(spec.combine, w, local, gate)
         if routing.scale_N is not None:
@@ -215,7 +126,9 @@ class Router(nn.Module):
             logits = logits + self.local_bias.to(logits.dtype)
         return logits if self.spec.local_temperature == 1.0 else logits / self.spec.local_temperature
 
-    def _select(self, p: Tensor, route: str, tau_logit: Optional[Tensor]) -> Tensor:
+    def _select(
+        self, p: Tensor, route: str, tau_logit: Optional[Tensor], mask_NT: Optional[Tensor], routing: Routing
+    ) -> Tensor:
         spec = self.spec
         if spec.select == "all":
             return p
@@ -227,6 +140,8 @@ class Router(nn.Module):
             bias = getattr(self, f"threshold_{route}_bias").to(p.dtype)
             # A saturated sigmoid is exactly 1 in float32; then no expert would survive uniform probabilities.
             level = torch.sigmoid(bias if tau_logit is None else tau_logit + bias).clamp(max=LARGEST_THRESHOLD)
+            if routing.statistics is not None:
+                routing.thresholds.append((route, level, mask_NT))
         if spec.select == "sparsegen":
             return sparsegen(p, level)
         return (hard_threshold if spec.hard else soft_threshold)(p, level / self.num_experts)

@@ -1,4 +1,4 @@
-"""Which experts a model really uses: mean weight for each domain, and active experts, layer by layer.
+"""Which experts a model really uses: mean weight for each domain, active experts and thresholds, layer by layer.
 
 Shapes: N utterances, T frames, E experts, G domains.
 """
@@ -23,6 +23,7 @@ class RoutingStatistics:
         self._weights: dict[str, Tensor] = {}  # layer -> (G + 1, E) sum of weights, last row for unknown domains
         self._active: dict[str, Tensor] = {}  # layer -> (G + 1) sum of active experts
         self._frames: dict[str, Tensor] = {}  # layer -> (G + 1) frames
+        self._thresholds: dict[str, dict[str, Tensor]] = {}  # layer -> route -> (2) sum of thresholds, how many
 
     @torch.no_grad()
     def update(self, layer: str, gates: Tensor, mask_NT: Optional[Tensor], labels_N: Optional[Tensor]) -> None:
@@ -46,10 +47,33 @@ class RoutingStatistics:
                 sums[layer] = torch.zeros((size, *value_N.shape[1:]), dtype=torch.double, device=gates.device)
             sums[layer].index_add_(0, rows, value_N)
 
+    @torch.no_grad()
+    def update_threshold(self, layer: str, route: str, level: Tensor, mask_NT: Optional[Tensor]) -> None:
+        """Adds the thresholds of one layer for one batch.
+
+        Args:
+            route: global or local
+            level: threshold in units of 1 / number of experts, or sparsity: of each utterance (N, 1, 1), each frame
+                (N, T, 1), of which those of padding are left out, or (1) of the layer
+        """
+        level = level.double()
+        if mask_NT is None or level.shape[:2] != mask_NT.shape:
+            new = torch.stack([level.sum(), level.new_tensor(level.numel())])
+        else:
+            new = torch.stack([torch.where(mask_NT, level[..., 0], 0.0).sum(), mask_NT.sum().double()])
+        routes = self._thresholds.setdefault(layer, {})
+        routes[route] = routes[route] + new if route in routes else new
+
     def state(self) -> dict[str, list]:
         """The sums as plain numbers, for JSON; `add` takes them back exactly."""
         return {
-            n: [self._weights[n].tolist(), self._active[n].tolist(), self._frames[n].tolist()] for n in self._weights
+            n: [
+                self._weights[n].tolist(),
+                self._active[n].tolist(),
+                self._frames[n].tolist(),
+                {route: sums.tolist() for route, sums in self._thresholds.get(n, {}).items()},
+            ]
+            for n in self._weights
         }
 
     def add(self, state: dict[str, list]) -> None:
@@ -58,6 +82,9 @@ class RoutingStatistics:
             for sums, value in zip((self._weights, self._active, self._frames), values):
                 tensor = torch.tensor(value, dtype=torch.double)
                 sums[layer] = sums[layer].cpu() + tensor if layer in sums else tensor
+            for route, value in values[3].items():
+                routes, tensor = self._thresholds.setdefault(layer, {}), torch.tensor(value, dtype=torch.double)
+                routes[route] = routes[route].cpu() + tensor if route in routes else tensor
 
     @property
     def layers(self) -> list[str]:
@@ -75,11 +102,20 @@ class RoutingStatistics:
         """Mean number of experts with a weight above zero."""
         return float(self._active[layer].sum() / self._frames[layer].sum())
 
+    def thresholds(self, layer: str) -> dict[str, float]:
+        """Mean threshold of each route (global, local), or sparsity, that is not fixed, see `update_threshold`.
+
+        Empty for layers that take their weights from others of their block.
+        """
+        return {route: float(sums[0] / sums[1]) for route, sums in sorted(self._thresholds.get(layer, {}).items())}
+
     def summary(self) -> dict:
         """Everything as plain numbers, for JSON; a domain that did not occur has no mean weights."""
         layers = {
             name: {
                 "active_experts": self.active_experts(name),
+                "thresholds": self.thresholds(name),
+                "overall_weights": self.overall_weights(name).tolist(),
                 "mean_weights": [None if row[0] != row[0] else row for row in self.mean_weights(name).tolist()],
             }
             for name in self.layers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Mapping, Optional, Sequence
+from typing import Mapping, Optional
 
 from torch import Tensor
 
@@ -16,15 +16,14 @@ from moe_asr.experts import (
     base_identity,
     check_base,
     load_adapter,
-    matching_layers,
     read_adapter_info,
     read_adapter_tensors,
     stack_adapters,
 )
 from moe_asr.methods.adaptation import AdaptationConfig, AdaptedRecogniser
 from moe_asr.methods.saml import saml_specs
+from moe_asr.methods.streams import split_by_stream
 from moe_asr.models.domain_classifier import DomainClassifier
-from moe_asr.models.encoder_decoder import EncoderDecoder
 from moe_asr.models.folder import LoadedModel, load_model
 from moe_asr.models.interface import Recogniser
 
@@ -49,7 +48,10 @@ def adapt(recogniser: Recogniser, config: AdaptationConfig) -> AdaptedRecogniser
     experts = config.experts
     if experts is not None and experts.targets == ("default",):
         experts = dataclasses.replace(experts, targets=type(recogniser).default_targets)
-    specs = (experts,) if experts else saml_specs(config.saml, type(recogniser).attention_targets)
+    if experts is not None:
+        specs = split_by_stream(recogniser, experts)
+    else:
+        specs = saml_specs(config.saml, type(recogniser).attention_targets)
     num_experts = specs[0].num_experts
     needs = num_experts > 1 and any(spec.router.needs_domains for spec in specs)
     if config.base_domain is not None and not needs:
@@ -64,7 +66,6 @@ def adapt(recogniser: Recogniser, config: AdaptationConfig) -> AdaptedRecogniser
         raise UserError("global_route posterior needs a domain_classifier; give its model folder, or route by label")
     if config.initial_experts and len(config.initial_experts) != num_experts:
         raise UserError(f"initial_experts names {len(config.initial_experts)} folders for {num_experts} experts")
-    _check_streams(recogniser, specs)
     identity = base_identity(recogniser) if config.initial_experts else ""
     loras = [_read_lora(folder, identity, specs[0].scale) for folder in config.initial_experts]
     config = dataclasses.replace(config, domains=tuple(names), experts=experts)
@@ -116,18 +117,6 @@ def _read_config(folder: Path) -> AdaptationConfig:
     if not (folder / "adaptation.yaml").is_file():
         raise UserError(f"no adaptation in {folder}: it needs adaptation.yaml and adapter/")
     return load_config(AdaptationConfig, folder / "adaptation.yaml")
-
-
-def _check_streams(recogniser: Recogniser, specs: Sequence[ExpertSpec]) -> None:
-    """Refuses routers that look at frames on layers that see tokens."""
-    for spec in specs if isinstance(recogniser, EncoderDecoder) else ():
-        if spec.router.needs_input and spec.stream == "default":
-            names = [name for name in matching_layers(recogniser, spec.targets) if name.startswith("decoder.")]
-            if names:
-                raise UserError(
-                    f"experts: layer {names[0]} sees tokens, but this router looks at frames of speech: set targets to "
-                    "layers of the encoder, or route: given"
-                )
 
 
 def _read_lora(folder: str, identity: str, scale: float) -> dict[str, tuple[Tensor, Tensor]]:

@@ -100,7 +100,7 @@ class AdaptedRecogniser(nn.Module):
 
     def forward(self, features_NTF: Tensor, feature_lengths_N: Tensor, batch: Batch) -> Loss:
         """The recogniser's loss, plus load balancing where the routers ask for it."""
-        with self.route(batch, feature_lengths_N, text_lengths_N=self.recogniser.text_lengths(batch)) as routing:
+        with self.route(batch, feature_lengths_N, with_texts=True) as routing:
             loss = self.recogniser(features_NTF, feature_lengths_N, batch)
             if not routing.balance:
                 return loss
@@ -115,14 +115,14 @@ class AdaptedRecogniser(nn.Module):
         feature_lengths_N: Tensor,
         global_route: Optional[Route] = None,
         fallback: float = 0.0,
-        text_lengths_N: Optional[Tensor] = None,
+        with_texts: bool = False,
     ) -> Iterator[Routing]:
         """Inside, the recogniser sees this batch's routing.
 
         Args:
             global_route: instead of the configured one
             fallback: strength of the fallback to the base model where the domain is uncertain, see `entropy_fallback`
-            text_lengths_N: real positions of a decoder that is given whole texts
+            with_texts: whether the model is given the texts of the batch, as in training
         """
         domains, scale = self.domain_weights(batch, global_route), None
         if fallback and (domains is None or domains.shape[1] == 1):
@@ -130,9 +130,7 @@ class AdaptedRecogniser(nn.Module):
         if domains is not None:
             scale = entropy_fallback(domains, fallback) if fallback else None
             domains, scale = self._leave_to_base(domains, scale)
-        lengths = {"default": self.recogniser.output_lengths(feature_lengths_N)}
-        if text_lengths_N is not None:
-            lengths["decoder"] = text_lengths_N
+        lengths = self.recogniser.stream_lengths(feature_lengths_N, batch if with_texts else None)
         statistics = None if self.training else self.statistics
         members_N = self._members_of(batch)
         with self.adapter.route(domains, lengths, scale, statistics, batch.domains_N, members_N) as routing:

@@ -11,12 +11,14 @@ from moe_asr.models.conformer_aed import ConformerAED, ConformerAEDConfig
 from moe_asr.models.conformer_ctc import ConformerCTC, ConformerCTCConfig
 from moe_asr.models.domain_classifier import DomainClassifier, DomainClassifierConfig
 from moe_asr.models.interface import Model
+from moe_asr.models.speech_llm import SpeechLLM, SpeechLLMConfig
 from moe_asr.models.whisper import Whisper, WhisperConfig
 
 KINDS = {
     "conformer_ctc": ConformerCTC,
     "conformer_aed": ConformerAED,
     "whisper": Whisper,
+    "speech_llm": SpeechLLM,
     "domain_classifier": DomainClassifier,
 }
 
@@ -29,12 +31,14 @@ class ModelConfig:
         conformer_ctc: Conformer recogniser with CTC.
         conformer_aed: Conformer encoder and Transformer decoder with joint CTC.
         whisper: Whisper.
+        speech_llm: speech encoder, projector and language model.
         domain_classifier: classifier of accents or other domains.
     """
 
     conformer_ctc: ConformerCTCConfig | None = None
     conformer_aed: ConformerAEDConfig | None = None
     whisper: WhisperConfig | None = None
+    speech_llm: SpeechLLMConfig | None = None
     domain_classifier: DomainClassifierConfig | None = None
 
 
@@ -84,6 +88,9 @@ def complete_config(config: ModelConfig, num_mels: int, vocab_size: int, domains
             raise UserError(
                 f"{kind}: domains are {', '.join(part.domains)}, but those of the data {', '.join(domains)}"
             )
+    elif kind == "speech_llm":
+        if part.vocab_size != vocab_size:
+            raise UserError(f"{kind}: the LM has {part.vocab_size} tokens, but the token set {vocab_size}")
     else:
         part = dataclasses.replace(part, vocab_size=part.vocab_size or vocab_size)
         if part.vocab_size != vocab_size:

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_asr.errors import UserError
-from moe_asr.models.checkpointing import Checkpointed
 from moe_asr.models.dropout import Dropout
+from moe_asr.models.speech_encoder import SpeechEncoder
 from moe_asr.models.time_conv import TimeConv, padding_mask
 
 ENCODER_ATTENTION = r"layers\.\d+\.attention\.(q|k|v|out)_proj"
@@ -68,7 +68,7 @@ class ConformerConfig:
             raise UserError(f"conformer: dropout must be in [0, 1), not {self.dropout}")
 
 
-class ConformerEncoder(Checkpointed):
+class ConformerEncoder(SpeechEncoder):
     """Subsampling by strided convolutions, then macaron layers FFN/2, attention, convolution, FFN/2, LayerNorm.
 
     An utterance gives the same states alone and in any batch: attention sees no padding keys, every convolution sees
@@ -77,7 +77,7 @@ class ConformerEncoder(Checkpointed):
 
     def __init__(self, config: ConformerConfig):
         super().__init__()
-        self.config = config
+        self.config, self.width = config, config.width
         self.subsampling = Subsampling(config)
         self.layers = nn.ModuleList(ConformerLayer(config) for _ in range(config.layers))
 

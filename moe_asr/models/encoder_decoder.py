@@ -5,6 +5,8 @@ Shape letters: N utterances, T frames, F mel bins, D model width, U tokens, P pr
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import noop_context_fn
@@ -38,6 +40,8 @@ class EncoderDecoder(Recogniser):
 
     decoder: TransformerDecoder
     ctc_head: nn.Linear | None
+
+    text_streams = frozenset({"decoder"})
 
     def __init__(
         self,
@@ -88,10 +92,17 @@ class EncoderDecoder(Recogniser):
         prompt_P = torch.tensor(self.prompt, device=batch.tokens_NU.device)
         return prompt_P.expand(batch.tokens_NU.shape[0], -1)
 
-    def text_lengths(self, batch: Targets) -> Tensor:
-        return batch.token_lengths_N + len(self.prompt)
+    def stream_of(self, layer: str) -> str:
+        # keys and values of cross-attention are made from encoder states
+        return "decoder" if re.match(r"decoder\.(?!.*\.encoder_attn\.[kv]_proj$)", layer) else "default"
+
+    def stream_lengths(self, feature_lengths_N: Tensor, batch: Targets | None = None) -> dict[str, Tensor]:
+        lengths = super().stream_lengths(feature_lengths_N)
+        return lengths if batch is None else {**lengths, "decoder": batch.token_lengths_N + len(self.prompt)}
 
     def too_long(self, feature_frames: int, num_tokens: int) -> str | None:
+        if why := super().too_long(feature_frames, num_tokens):
+            return why
         room = self.decoder.config.max_tokens - len(self.prompt)
         return f"its text has {num_tokens} tokens, the decoder has room for {room}" if num_tokens > room else None
 

@@ -1,12 +1,15 @@
 """A model on disk: a folder with everything needed to use it.
 
 `model.safetensors` holds the weights, `config.yaml` what the model is and how its input is made, `tokens/` the
-token set of a recogniser.
+token set of a recogniser. Parts that are never fine-tuned lie in `frozen.safetensors`, one file for all models that
+have them in common: a hard link, where the file system can.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +27,7 @@ from moe_asr.models.build import KINDS, ModelConfig, build_model, complete_confi
 from moe_asr.models.interface import Model, Recogniser
 from moe_asr.quant import QuantConfig, quantise
 
-_WEIGHTS, _CONFIG, _TOKENS = "model.safetensors", "config.yaml", "tokens"
+_WEIGHTS, _FROZEN, _CONFIG, _TOKENS = "model.safetensors", "frozen.safetensors", "config.yaml", "tokens"
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class FolderConfig:
         normaliser: name of the text normaliser its transcripts went through.
         finetuned: whether all its weights were trained on from those of another model.
         quantisation: which of its weights are in 4 bits; unset for none.
+        untrained: whether some weights that it cannot do without are still random.
     """
 
     model: ModelConfig
@@ -44,6 +48,7 @@ class FolderConfig:
     normaliser: str = "none"
     finetuned: bool = False
     quantisation: QuantConfig | None = None
+    untrained: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,11 +60,18 @@ class LoadedModel:
     tokens: TokenSet | None
 
 
-def save_model(folder: str | Path, model: Model, config: FolderConfig, tokens: TokenSet | None = None) -> None:
+def save_model(
+    folder: str | Path,
+    model: Model,
+    config: FolderConfig,
+    tokens: TokenSet | None = None,
+    frozen_from: str | Path | None = None,
+) -> None:
     """Writes a model folder, atomically; an old one is replaced.
 
     Args:
         tokens: the token set, given for a recogniser and only for one.
+        frozen_from: model folder that has the same `frozen_parts`, byte for byte, so that they are not written again.
 
     Raises:
         UserError: the model is not the one that `config` describes, for instance because it has experts attached.
@@ -67,8 +79,13 @@ def save_model(folder: str | Path, model: Model, config: FolderConfig, tokens: T
     assert isinstance(model, Recogniser) == (tokens is not None), "a token set belongs to a recogniser"
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     check_state(state, _empty_model(config, tokens), "this model")
+    frozen = {name: state.pop(name) for name in list(state) if name.startswith(tuple(model.frozen_parts))}
     with atomic_folder(folder) as new:
         save_file(state, new / _WEIGHTS)
+        if frozen and frozen_from is not None:
+            _link(Path(frozen_from) / _FROZEN, new / _FROZEN)
+        elif frozen:
+            save_file(frozen, new / _FROZEN)
         save_config(config, new / _CONFIG)
         if tokens is not None:
             tokens.save(new / _TOKENS)
@@ -90,21 +107,37 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Loaded
     recognises = issubclass(KINDS[model_kind(config.model)], Recogniser)
     tokens = load_tokens(folder / _TOKENS) if recognises else None
     model = _empty_model(config, tokens)
-    try:
-        state = load_file(folder / _WEIGHTS, device=str(device))
-    except SafetensorError as error:
-        raise UserError(f"{folder / _WEIGHTS} is damaged ({error}): copy or train the model again") from None
+    state = {}
+    for path in _weight_files(folder):
+        try:
+            state |= load_file(path, device=str(device))
+        except SafetensorError as error:
+            raise UserError(f"{path} is damaged ({error}): copy or train the model again") from None
     check_state(state, model, str(folder / _WEIGHTS))
     model.load_state_dict(state, assign=True)
     return LoadedModel(model.eval(), config, tokens)
 
 
 def tensor_bytes(folder: str | Path) -> dict[str, int]:
-    """Bytes that each tensor takes in a model folder, as the header of the file says."""
-    with open(Path(folder) / _WEIGHTS, "rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    spans = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
+    """Bytes that each tensor takes in a model folder, as the headers of its files say."""
+    spans = {}
+    for path in _weight_files(Path(folder)):
+        with open(path, "rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        spans |= {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
     return {name: end - start for name, (start, end) in spans.items()}
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return [path for path in (folder / _WEIGHTS, folder / _FROZEN) if path.is_file()]
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under another name, or a copy of it in another file system."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _empty_model(config: FolderConfig, tokens: TokenSet | None) -> Model:

@@ -53,6 +53,9 @@ class Model(nn.Module, ABC):
     default_targets: ClassVar[tuple[str, ...]]
     """Regular expressions that match whole names of the linear layers which adapters go to unless told otherwise."""
 
+    frozen_parts: ClassVar[tuple[str, ...]] = ()
+    """Beginnings of the names of parameters that are never fine-tuned; in a model folder they are stored apart."""
+
     @abstractmethod
     def forward(self, features_NTF: Tensor, feature_lengths_N: Tensor, batch: Targets) -> Loss:
         """Loss of a batch, whose features may have been augmented."""
@@ -83,13 +86,24 @@ class Recogniser(Model):
     """Regular expressions for the query, key, value and output projections of each kind of attention that the model
     has: `encoder`, `decoder` (over tokens) and `cross` (of tokens to encoder states)."""
 
-    def text_lengths(self, batch: Targets) -> Tensor | None:
-        """Real positions of a decoder over the texts of a batch; None for a model without."""
-        return None
+    text_streams: ClassVar[frozenset[str]] = frozenset()
+    """Those of the streams (see `stream_of`) whose frames are tokens, which come one after another in decoding."""
+
+    def stream_of(self, layer: str) -> str:
+        """The sequence that a linear layer sees, by the layer's name: "default" is that of encoder frames."""
+        return "default"
+
+    def stream_lengths(self, feature_lengths_N: Tensor, batch: Targets | None = None) -> dict[str, Tensor]:
+        """Real positions of each utterance in each stream.
+
+        Args:
+            batch: its texts, where they are given to the model; without them there are no text streams
+        """
+        return {"default": self.output_lengths(feature_lengths_N)}
 
     def too_long(self, feature_frames: int, num_tokens: int) -> str | None:
         """Why an utterance of that many feature frames and tokens is too long for the model; None if it is not."""
-        return None
+        return self.encoder.too_long(feature_frames)
 
     @abstractmethod
     def log_probs(self, features_NTF: Tensor, feature_lengths_N: Tensor) -> tuple[Tensor, Tensor]:

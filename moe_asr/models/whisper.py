@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_asr.errors import UserError
-from moe_asr.models.checkpointing import Checkpointed
 from moe_asr.models.dropout import Dropout
 from moe_asr.models.encoder_decoder import EncoderDecoder
+from moe_asr.models.speech_encoder import SpeechEncoder
 from moe_asr.models.time_conv import TimeConv, padding_mask, real_mask
 from moe_asr.models.transformer import FixedPositions, TransformerLayer
 from moe_asr.models.transformer_decoder import DecoderConfig, TransformerDecoder
@@ -27,6 +27,29 @@ ATTENTION_TARGETS = {
     "cross": (r"decoder\.layers\.\d+\.encoder_attn\.(q|k|v|out)_proj",),
 }
 """The projections of each kind of attention in a Whisper model."""
+
+
+@dataclass(frozen=True)
+class WhisperEncoderConfig:
+    """Size of Whisper's encoder.
+
+    Args:
+        mels: mel bins of the features.
+        width: model width D.
+        layers: number of layers.
+        heads: attention heads.
+        ffn: hidden width of the feed-forward modules.
+        max_frames: positions, each of 20 ms.
+        dropout: on the output of every module.
+    """
+
+    mels: int = 80
+    width: int = 384
+    layers: int = 4
+    heads: int = 6
+    ffn: int = 1536
+    max_frames: int = 1500
+    dropout: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -82,6 +105,13 @@ class WhisperConfig:
         if not self.tokens_per_frame > 0:
             raise UserError(f"whisper: tokens_per_frame must be above 0, not {self.tokens_per_frame}")
 
+    @property
+    def encoder(self) -> WhisperEncoderConfig:
+        """Size of the encoder alone."""
+        return WhisperEncoderConfig(
+            self.mels, self.width, self.encoder_layers, self.heads, self.ffn, self.max_frames, self.dropout
+        )
+
 
 class Whisper(EncoderDecoder):
     """Encoder of two convolutions and Transformer layers, Transformer decoder; see `EncoderDecoder`."""
@@ -106,7 +136,7 @@ class Whisper(EncoderDecoder):
             for token in value if isinstance(value, tuple) else (value,):
                 if not 0 <= token < config.vocab_size:
                     raise UserError(f"whisper: {name} names token {token}, but there are 0 to {config.vocab_size - 1}")
-        self.encoder = WhisperEncoder(config)
+        self.encoder = WhisperEncoder(config.encoder)
         self.decoder = TransformerDecoder(
             DecoderConfig(
                 config.decoder_layers, config.heads, config.ffn, config.decoder_dropout, config.max_tokens, True
@@ -117,29 +147,23 @@ class Whisper(EncoderDecoder):
         if config.ctc_weight:
             self.ctc_head = nn.Linear(config.width, config.vocab_size)
 
-    def too_long(self, feature_frames: int, num_tokens: int) -> str | None:
-        frames, most = int(self.output_lengths(torch.tensor(feature_frames))), self.encoder.max_frames
-        if frames > most:
-            return f"it lasts {frames / 50:g} s, this Whisper model hears {most / 50:g} s"
-        return super().too_long(feature_frames, num_tokens)
 
-
-class WhisperEncoder(Checkpointed):
+class WhisperEncoder(SpeechEncoder):
     """conv (kernel 3), GELU, conv (kernel 3, stride 2), GELU, + sinusoids, layers, norm.
 
     Convolutions see zeros beyond the end of an utterance and attention sees none of it, so that an utterance gives the
     same states alone and in any batch. Positions are cut to the longest utterance.
     """
 
-    def __init__(self, config: WhisperConfig) -> None:
+    def __init__(self, config: WhisperEncoderConfig) -> None:
         super().__init__()
-        self.max_frames = config.max_frames
+        self.width, self.max_frames = config.width, config.max_frames
         self.conv1 = TimeConv(config.mels, config.width, kernel=3)
         self.conv2 = TimeConv(config.width, config.width, kernel=3, stride=2)
         self.embed_positions = FixedPositions(config.max_frames, config.width)
         self.layers = nn.ModuleList(
             TransformerLayer(config.width, config.heads, config.ffn, config.dropout, cross=False)
-            for _ in range(config.encoder_layers)
+            for _ in range(config.layers)
         )
         self.layer_norm = nn.LayerNorm(config.width)
         self.dropout = Dropout(config.dropout)
@@ -165,3 +189,9 @@ class WhisperEncoder(Checkpointed):
     def output_lengths(self, lengths_N: Tensor) -> Tensor:
         """Feature frames -> encoder frames, ceil(length / 2)."""
         return self.conv2.output_lengths(lengths_N)
+
+    def too_long(self, feature_frames: int) -> str | None:
+        frames = int(self.output_lengths(torch.tensor(feature_frames)))
+        if frames <= self.max_frames:
+            return None
+        return f"it lasts {frames / 50:g} s, this Whisper model hears {self.max_frames / 50:g} s"

@@ -10,8 +10,9 @@ from typing import Optional
 import torch
 
 from moe_asr.data.features import FeatureConfig
+from moe_asr.data.json_tokens import TOKENIZER
 from moe_asr.data.tokens import Tokens, TokenSet, load_tokens
-from moe_asr.data.whisper_tokens import TOKENIZER, WhisperTokens
+from moe_asr.data.whisper_tokens import WhisperTokens
 from moe_asr.errors import UserError
 from moe_asr.models.build import ModelConfig
 from moe_asr.models.folder import FolderConfig, check_state, save_model
@@ -53,7 +54,7 @@ def import_whisper(source: str, out_dir: str | Path, normaliser: str, choices: C
         UserError: see `read_checkpoint`; weights are missing, unexpected or misshapen; choices do not suit it
     """
     checkpoint = read_checkpoint(source)
-    config, replaced = _config(checkpoint), ()
+    config, replaced = whisper_config(checkpoint), ()
     if choices.tokens is None:
         tokens = _own_tokens(checkpoint, config.vocab_size)
         config = _with_prompt(config, checkpoint, tokens, choices)
@@ -78,8 +79,12 @@ def import_whisper(source: str, out_dir: str | Path, normaliser: str, choices: C
     ]
 
 
-def _config(checkpoint: Checkpoint) -> WhisperConfig:
-    """The size of the model, with the tokens still open."""
+def whisper_config(checkpoint: Checkpoint) -> WhisperConfig:
+    """The size of the model, with the tokens still open.
+
+    Raises:
+        UserError: settings are missing, or others than those of Whisper
+    """
     found = checkpoint.config
     try:
         sizes = {
@@ -180,7 +185,9 @@ def _replace_embedding(
         raise UserError("tokens of your own have no languages and tasks: leave out --language and --task")
     tokens = load_tokens(choices.tokens)
     if not isinstance(tokens, Tokens):
-        raise UserError(f"{choices.tokens} holds the tokens of a Whisper checkpoint; make others with bin/tokens")
+        raise UserError(
+            f"{choices.tokens} holds the tokens of a Whisper checkpoint or language model; make others with bin/tokens"
+        )
     old = checkpoint.state.get(EMBEDDING)
     std = float(old.std()) if old is not None else checkpoint.config.get("init_std", 0.02)
     generator = torch.Generator().manual_seed(choices.seed)

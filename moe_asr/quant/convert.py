@@ -72,10 +72,16 @@ def bits_per_weight(model: nn.Module) -> float:
     return 8 * stored / max(1, sum(layer.weight_shape.numel() for layer in layers))
 
 
-def num_parameters(model: nn.Module) -> int:
-    """Its parameters, trained or not, with those that are packed."""
-    packed = (module.weight_shape.numel() for module in model.modules() if isinstance(module, Nf4Layer))
-    return sum(parameter.numel() for parameter in model.parameters()) + sum(packed)
+def num_parameters(model: nn.Module, without: Iterable[str] = ()) -> int:
+    """Its parameters, trained or not, with those that are packed.
+
+    Args:
+        without: beginnings of the names of those that do not count
+    """
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    packed = {name: m.weight_shape.numel() for name, m in model.named_modules() if isinstance(m, Nf4Layer)}
+    left_out = tuple(without)
+    return sum(n for part in (sizes, packed) for name, n in part.items() if not name.startswith(left_out))
 
 
 def _matching(model: nn.Module, targets: Iterable[str]) -> list[str]:

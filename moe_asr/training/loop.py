@@ -39,7 +39,9 @@ class Trainer:
         valid_batches: gives the validation set
         identity: whatever else makes the run what it is (data, model), as a plain dict; it may not change on resume
         seconds_of: seconds of audio in a batch, for the speed in the reports
-        monitors: `monitor(writer, step, epoch)`, called after each validation with TensorBoard's writer
+        monitors: `monitor(writer, step, epoch)`, called after each validation with TensorBoard's writer, None where
+            that is switched off
+        further: further figures of a validation, from its sums
 
     Raises:
         UserError: the trainable set is not the declared one, the run was started with other settings, or it has
@@ -59,11 +61,12 @@ class Trainer:
         identity: dict | None = None,
         seconds_of: Callable[[Any], float] | None = None,
         monitors: Sequence[Callable[[Any, int, int], None]] = (),
+        further: Callable[[LossSums], dict[str, float]] = lambda sums: {},
     ) -> None:
         check_trainable(model, trainable)
         if valid_batches is None and (config.average == "best" or config.early_stopping):
             raise UserError("average: best and early_stopping need a validation set; give one, or use average: last")
-        self.model, self.config, self.monitors = model, config, monitors
+        self.model, self.config, self.monitors, self._further = model, config, monitors, further
         self._train_batches, self._valid_batches, self._seconds_of = train_batches, valid_batches, seconds_of
         device = next(model.parameters()).device
         optimizer = build_optimizer(model, config.optim)
@@ -216,14 +219,14 @@ class Trainer:
         if self._valid_batches:
             best = self._compare(sums)
             shown = {name: value for name, value in sums.means.items() if value or name == config.best}
-            figures = {"loss": sums.loss, **shown}
+            further = self._further(sums)
+            figures = {"loss": sums.loss, **further, **shown}
             marks = {config.best: " (best)"} if best else {}
             line += "validation " + "".join(f"{k} {v:.4g}{marks.get(k, '')}, " for k, v in figures.items())
             loss = sums.loss if math.isfinite(sums.loss) else None
-            self.reports.record({**self._place(), "valid": {"loss": loss, "parts": sums.means}})
-        if self.reports.writer:
-            for monitor in self.monitors:
-                monitor(self.reports.writer, progress.step, progress.epoch)
+            self.reports.record({**self._place(), "valid": {"loss": loss, **further, "parts": sums.means}})
+        for monitor in self.monitors if not self.reports.silent else ():
+            monitor(self.reports.writer, progress.step, progress.epoch)
         self.state.save()
         self.reports.say(line + "saved")
         self._clock += time.perf_counter() - started  # the speed of training is that of training alone

@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,24 +17,26 @@ from typing import Literal, Optional
 import torch
 from torch import nn
 
-from moe_asr.config import load_config, save_config, to_plain
+from moe_asr.config import save_config, to_plain
 from moe_asr.data.batches import Batch, BatchLoader, DataConfig
-from moe_asr.data.features import FeatureConfig, SpecAugmentConfig, log_mel, num_frames, spec_augment
+from moe_asr.data.features import FeatureConfig, SpecAugmentConfig, log_mel, spec_augment
 from moe_asr.data.manifests import domain_names, read_manifests
 from moe_asr.data.tokens import Tokens
 from moe_asr.device import pick_device
-from moe_asr.errors import SettingsChanged, UserError
+from moe_asr.errors import UserError
 from moe_asr.experts import adapter_identity, base_identity
 from moe_asr.files import lock_folder
 from moe_asr.methods.adapt import adapt, load_adapted
 from moe_asr.methods.adaptation import AdaptationConfig, AdaptedRecogniser
-from moe_asr.methods.pictures import RoutingMonitor
+from moe_asr.methods.routing_monitor import RoutingMonitor
 from moe_asr.models.build import ModelConfig, build_model, complete_config
 from moe_asr.models.folder import FolderConfig, LoadedModel, load_model, save_model
 from moe_asr.models.interface import Loss, Model, Recogniser
+from moe_asr.models.lengths import check_lengths
 from moe_asr.provenance import record
 from moe_asr.training.config import TrainConfig
 from moe_asr.training.loop import Trainer
+from moe_asr.training.restart import start_trainer
 from moe_asr.training.run_state import Progress
 
 
@@ -87,10 +87,6 @@ class RunConfig:
     device: str = "auto"
 
 
-# What a run leaves in its folder, and what starting anew removes.
-_OUTCOME = ("config.yaml", "train.log", "metrics.jsonl", "skipped.jsonl", "tensorboard", "checkpoints", "final")
-
-
 def train(config: RunConfig) -> Progress:
     """Runs the whole of it. Returns how far it came.
 
@@ -113,7 +109,9 @@ def train(config: RunConfig) -> Progress:
         if isinstance(model, AdaptedRecogniser):
             model.save(exp_dir / "final", {"base": config.init, **record()})
         else:
-            save_model(exp_dir / "final", model, replace(folder, finetuned=config.init is not None), tokens)
+            finetuned = config.init is not None and not folder.untrained
+            folder = replace(folder, finetuned=finetuned, untrained=False)
+            save_model(exp_dir / "final", model, folder, tokens, frozen_from=config.init)
     finally:
         os.close(lock)
     print(f"saved {exp_dir / 'final'}")
@@ -143,8 +141,9 @@ def _prepare(config: RunConfig, model: Model) -> tuple[nn.Module, list[str]]:
 
 
 def _unfreeze(model: Model, frozen: tuple[str, ...]) -> list[str]:
-    """Has all parameters trained but those that match; returns their names."""
+    """Has all parameters trained but those that match, and those that always stay; returns their names."""
     names = [name for name, _ in model.requires_grad_(True).named_parameters()]
+    names = [name for name in names if not name.startswith(tuple(model.frozen_parts))]
     for pattern in frozen:
         matches = {name for name in names if re.search(pattern, name)}
         if not matches:
@@ -164,7 +163,9 @@ def _make_trainer(
     train_loader = BatchLoader(config.data, tokens, domains, sample_rate=rate)
     valid_loader = BatchLoader(config.valid, tokens, domains, sample_rate=rate)
 
-    _check_lengths((train_loader, valid_loader), model, folder)
+    recogniser = model.recogniser if adapted else model
+    for loader in (train_loader, valid_loader) if isinstance(recogniser, Recogniser) else ():
+        check_lengths(loader.utterances, recogniser, folder.features, tokens, min(loader.config.speed_factors))
 
     def forward(batch: Batch, generator: Optional[torch.Generator]) -> Loss:
         features_NTF, lengths_N = log_mel(batch.audio_NS, batch.audio_lengths_N, folder.features)
@@ -187,35 +188,9 @@ def _make_trainer(
         valid_batches=lambda: valid_loader,
         identity=_identity(config, model, folder, tokens),
         seconds_of=lambda batch: float(batch.audio_lengths_N.sum()) / rate,
-        monitors=[RoutingMonitor(model)] if adapted else [],
+        monitors=[RoutingMonitor(model, Path(config.exp_dir) / "routing")] if adapted else [],
     )
-    if config.on_change == "error":
-        return start()
-    if _finished_otherwise(config):
-        _remove_outcome(config, "the finished run had other training settings")
-    try:
-        return start()
-    except SettingsChanged as error:
-        _remove_outcome(config, str(error).partition(" and cannot")[0])
-        return start()
-
-
-def _finished_otherwise(config: RunConfig) -> bool:
-    """Whether there is a finished run of other settings, also of those with which an unfinished run may go on."""
-    saved = Path(config.exp_dir) / "config.yaml"
-    if not (Path(config.exp_dir) / "final").is_dir() or not saved.is_file():
-        return False
-    try:
-        return load_config(RunConfig, saved).train != config.train
-    except UserError:  # of another version
-        return True
-
-
-def _remove_outcome(config: RunConfig, why: str) -> None:
-    print(f"starting anew: {why}")
-    for name in _OUTCOME:
-        path = Path(config.exp_dir) / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    return start_trainer(config, start)
 
 
 def _resolved(config: RunConfig, folder: FolderConfig, model: nn.Module) -> RunConfig:
@@ -223,21 +198,6 @@ def _resolved(config: RunConfig, folder: FolderConfig, model: nn.Module) -> RunC
     if config.adaptation is not None:
         return replace(config, adaptation=model.config)
     return config if config.model is None else replace(config, model=folder.model)
-
-
-def _check_lengths(loaders: Sequence[BatchLoader], model: nn.Module, folder: FolderConfig) -> None:
-    """Refuses data with an utterance that is too long for the model, before training comes upon it."""
-    recogniser = model.recogniser if isinstance(model, AdaptedRecogniser) else model
-    if not isinstance(recogniser, Recogniser):
-        return
-    for loader in loaders:
-        slowest = min(loader.config.speed_factors)
-        for utterance in loader.utterances:
-            samples = torch.tensor(int(utterance.seconds / slowest * folder.features.sample_rate))
-            frames = int(num_frames(samples, folder.features))
-            why = recogniser.too_long(frames, len(loader.tokens.encode(utterance.text)))
-            if why:
-                raise UserError(f"utterance {utterance.id} is too long: {why}; cut it, or leave it out")
 
 
 def _identity(config: RunConfig, model: nn.Module, folder: FolderConfig, tokens: Optional[Tokens]) -> dict:
@@ -271,7 +231,8 @@ def _start(config: RunConfig):
         loaded = load_model(config.init)
         if config.init_encoder is not None:
             raise UserError("init starts with a whole model, init_encoder with an encoder; give one of them")
-        if loaded.config.quantisation is not None and config.adaptation is None and config.init_adaptation is None:
+        whole = config.adaptation is None and config.init_adaptation is None and not loaded.model.frozen_parts
+        if loaded.config.quantisation is not None and whole:
             raise UserError(
                 f"{config.init} is quantised and cannot be fine-tuned as a whole: train experts on it (adaptation), or "
                 "fine-tune the model that it was made from and quantise that"
@@ -279,6 +240,8 @@ def _start(config: RunConfig):
         return loaded.config, loaded.tokens, loaded.model
     if config.adaptation is not None or config.init_adaptation is not None:
         raise UserError("experts go on a trained model: give init, a model folder")
+    if config.model.speech_llm is not None:
+        raise UserError("a speech_llm is trained from init, a folder that bin/import_speech_llm makes")
     classifier = config.model.domain_classifier is not None
     if classifier == (config.tokens is not None):
         raise UserError("a recogniser needs tokens, the folder of its token set" if not classifier else

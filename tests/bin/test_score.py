@@ -46,6 +46,20 @@ def test_set_name_metric_and_comparison(folder, capsys):
     assert json.loads((folder / "scores.json").read_text())["comparison"]["units"] == 2
 
 
+def test_mixed_text(folder, capsys):
+    pytest.importorskip("opencc")
+    pairs = [("我用 GitHub。", "我 用 github"), ("3個人", "三个人"), ("说 OK", "说 okay")]
+    lines = [{"id": str(n), "ref": ref, "hyp": hyp, "speaker": f"s{n}"} for n, (ref, hyp) in enumerate(pairs)]
+    (folder / "hyps.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = ("--metric", "mer", "--normaliser", "mandarin", "--compare", folder, "--unit", "speaker")
+    run("--decode_dir", folder, *options)
+    assert "MER of text normalised as 'mandarin', 3 utterances" in capsys.readouterr().out
+    assert "text=mandarin\t12.50" in (folder / "wer-summary-test-clean.txt").read_text(encoding="utf-8")
+    assert (folder / "errs-test-clean.txt").read_text(encoding="utf-8").startswith("%MER 12.50% [1 / 8")
+    scores = json.loads((folder / "scores.json").read_text())
+    assert scores["overall"]["n"] == 8 and scores["comparison"]["difference"] == 0
+
+
 def fails(capsys, code, *arguments):
     with pytest.raises(SystemExit) as caught:
         run(*arguments)

@@ -114,6 +114,16 @@ def test_one_speaker(tmp_path, corpus):
     assert max(len(batch) for batch in batches) == 3
 
 
+def test_one_accent(tmp_path, corpus):
+    loader = BatchLoader(config(tmp_path, accent=DOMAINS[1], max_utterances=3, max_duration=60.0), corpus[1])
+    assert [u.id for u in loader.utterances] == [f"u{i}" for i in range(1, 30, 3)]
+    assert {name for batch in loader for name in batch.accents} == {DOMAINS[1]}
+    own = BatchLoader(config(tmp_path, accent=DOMAINS[1], speaker="speaker1"), corpus[1])
+    assert [u.id for u in own.utterances] == [f"u{i}" for i in range(1, 30, 12)]
+    with pytest.raises(UserError, match="m.jsonl has no utterance of accent cockney; it has 3 accents, such as"):
+        BatchLoader(config(tmp_path, accent="cockney"), None)
+
+
 def test_a_speaker_without_utterances(tmp_path, corpus):
     with pytest.raises(UserError, match="m.jsonl has no utterance of speaker anna; it has 4 speakers, such as"):
         BatchLoader(config(tmp_path, speaker="anna"), None)

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_asr.data.manifests import Utterance
-from moe_asr.data.splits import group_by_speaker, read_parts, read_speakers, split, spread
+from moe_asr.data.splits import group_by, read_parts, read_speakers, split, spread
 from moe_asr.errors import UserError
 
 PARTS = (0.4, 0.2, 0.4)
@@ -48,11 +48,11 @@ def test_too_few_utterances(count, order):
     assert split(speech(count), PARTS, order) is None
 
 
-def test_group_by_speaker_keeps_orders_and_names_who_is_unknown():
+def test_group_by_keeps_orders_and_names_who_is_unknown():
     mixed = [*speech(2, "b"), *speech(2, "a"), *speech(1, "b2")]
-    assert [[u.id for u in own] for own in group_by_speaker(mixed, ["a", "b"], "x")] == [["a-0", "a-1"], ["b-0", "b-1"]]
+    assert [[u.id for u in own] for own in group_by(mixed, ["a", "b"], "x")] == [["a-0", "a-1"], ["b-0", "b-1"]]
     with pytest.raises(UserError, match="all.jsonl has no utterance of speakers c, d; it has 3 speakers, such as a"):
-        group_by_speaker(mixed, ["a", "c", "d"], "all.jsonl")
+        group_by(mixed, ["a", "c", "d"], "all.jsonl")
 
 
 def test_spread_takes_groups_in_proportion():

@@ -45,6 +45,14 @@ def test_rare_characters_become_unknown(tmp_path):
     assert tokens.size == 6 and tokens.encode("c") == [1]
 
 
+def test_words_are_all_taken_or_the_rarest_become_unknown(tmp_path):
+    tokens = train_tokens(["zh ong 1 g uo 2", "zh e 4 zh 4"], tmp_path, "word")
+    pieces = {tokens.piece(i).removeprefix("▁") for i in range(3, tokens.size)}
+    assert pieces == {"zh", "ong", "1", "g", "uo", "2", "e", "4"}
+    assert len(tokens.encode("zh ong 4")) == 3 and tokens.encode("z") == [1]
+    assert train_tokens(["zh zh 4 4 e"], tmp_path, "word", 5).encode("e 4")[0] == 1
+
+
 def test_same_text_same_tokens(tmp_path):
     train_tokens(TEXTS, tmp_path / "a", "unigram", 35)
     train_tokens(iter(TEXTS), tmp_path / "b", "unigram", 35)

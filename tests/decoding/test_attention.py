@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -152,7 +153,7 @@ def test_finished_utterances_leave_the_batch_and_others_are_told(function, args)
         sizes.append(len(present))
 
     sizes = [len(present)]
-    steps = CachedSteps(ToyDecoder(), states_NTD, lengths_N, 20, narrow)
+    steps = CachedSteps(ToyDecoder(), states_NTD, lengths_N, 20, SimpleNamespace(narrow=narrow))
     function(steps, prompt_NP, torch.tensor(LIMITS), RULES[0], *args)
     assert sizes == sorted(sizes, reverse=True) and len(sizes) > 3 and 1 <= sizes[-1] < 4
     assert steps._state.seeds == present

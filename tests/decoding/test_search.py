@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from toy_speech_llm import speech_llm
 
 from moe_asr.decoding.ctc import prefix_beam
 from moe_asr.decoding.search import Search, search_kinds
@@ -150,14 +151,15 @@ def test_rescoring_adds_the_scores_of_each_text(weight, bonus):
 def test_each_model_says_what_it_can_do():
     ctc = ConformerCTC(ConformerCTCConfig(ENCODER, 20))
     assert search_kinds(ctc) == ("greedy", "prefix_beam", "lattice")
-    assert search_kinds(whisper()) == ("greedy", "beam")
+    assert search_kinds(whisper()) == search_kinds(speech_llm()) == ("greedy", "beam")
     assert search_kinds(conformer_aed()) == ("greedy", "beam", "prefix_beam", "lattice", "rescore", "lattice_rescore")
     with pytest.raises(UserError, match="no search of kind beam; it has greedy, prefix_beam, lattice$"):
         Search(ctc, SearchConfig("beam"), None)
     with pytest.raises(UserError, match="no search of kind rescore; it has greedy, beam$"):
         Search(conformer_aed(ctc_weight=0.0), SearchConfig("rescore"), None)
-    with pytest.raises(UserError, match="no CTC output: leave search.ctc_weight at 0"):
-        Search(whisper(), SearchConfig("beam", ctc_weight=0.3), None)
+    for model in (whisper(), speech_llm()):
+        with pytest.raises(UserError, match="no CTC output: leave search.ctc_weight at 0"):
+            Search(model, SearchConfig("beam", ctc_weight=0.3), None)
 
 
 def test_ctc_models_search_as_ever():

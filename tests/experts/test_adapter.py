@@ -108,6 +108,21 @@ def test_utterances_that_leave():
     assert not adapter.context.active
 
 
+def test_lengths_of_a_stream_may_change_inside_route():
+    model, adapter = adapted("hdmole")
+    shorter = torch.tensor([2, 1, 2])
+    with torch.no_grad():
+        with adapter.route(DOMAINS, shorter):
+            expected = model(batch(4)[:, :2])
+        with adapter.route(DOMAINS, LENGTHS) as routing:
+            model(batch())
+            adapter.set_lengths("default", shorter)
+            torch.testing.assert_close(model(batch(4)[:, :2]), expected)
+            assert torch.equal(routing.lengths["default"], LENGTHS)
+    adapter.set_lengths("default", shorter)
+    assert not adapter.context.active
+
+
 @pytest.mark.parametrize("name", ["saml", "block"])
 def test_weights_of_a_block_do_not_outlive_the_batch(name):
     model, adapter = adapted(name)

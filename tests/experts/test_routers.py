@@ -62,7 +62,7 @@ def naive(router, x_TI, memory_TI, g_E, frames, t):
     looked_at = x_TI[t] if spec.granularity == "frame" else pooled(router, x_TI, memory_TI, frames, t)
     parts = {}
     for route, p_E, seen in (
-        ("global", (g_E.log() / spec.temperature).softmax(-1), mean),
+        ("global", (g_E.log() / spec.temperature).softmax(-1), x_TI[t] if spec.threshold_over == "frame" else mean),
         ("local", None, looked_at),
     ):
         if {"given": "global", "local": "local"}.get(spec.route, route) != route:
@@ -99,6 +99,10 @@ OPTIONS = [
     dict(),
     dict(temperature=0.5),
     dict(threshold="learned"),
+    dict(threshold_over="frame"),
+    dict(threshold_over="frame", granularity="utterance"),
+    dict(threshold_over="frame", combine="gate", temperature=2.0),
+    dict(route="given", select="threshold", threshold_over="frame"),
     dict(threshold="fixed", fixed_threshold=0.9),
     dict(threshold="fixed", hard=True),
     dict(select="topk", top_k=1),
@@ -131,14 +135,16 @@ def test_weights_equal_naive_loop(options):
     w = run(router, x, routing)
     per_frame = w.dim() == 3
     spec = router.spec
-    assert per_frame == (spec.route != "given" and (spec.granularity == "frame" or spec.over == "prefix"))
+    local_frames = spec.route != "given" and (spec.granularity == "frame" or spec.over == "prefix")
+    assert per_frame == (local_frames or spec.threshold_over == "frame")
     for n in range(N):
         for t in range(int(LENGTHS[n])):
             expected = naive(router, x[n], routing.memory[0][n], routing.domains_NE[n], int(LENGTHS[n]), t)
             torch.testing.assert_close(w[n, t] if per_frame else w[n], expected)
 
 
-@pytest.mark.parametrize("options", OPTIONS + [dict(select="sparsegen"), dict(select="sparsegen", threshold="learned")])
+@pytest.mark.parametrize("options", OPTIONS + [dict(select="sparsegen"), dict(select="sparsegen", threshold="learned"),
+                                               dict(select="sparsegen", threshold_over="frame")])  # fmt: skip
 def test_sum_survivors_and_gradients(options):
     router, x, routing = setup(**options)
     w = run(router, x, routing)
@@ -155,6 +161,7 @@ def test_sum_survivors_and_gradients(options):
 
 @pytest.mark.parametrize("options", [dict(), dict(combine="gate"), dict(route="local"), dict(select="sparsegen"),
                                      dict(threshold="learned"), dict(granularity="utterance"),
+                                     dict(threshold_over="frame"), dict(route="given", threshold_over="frame"),
                                      dict(**UTTERANCE, pooling="attention", source="both", over="prefix"),
                                      dict(**UTTERANCE, pooling="attention", source="both", bias=True)])  # fmt: skip
 def test_gradcheck(options):
@@ -198,6 +205,26 @@ def test_over_all_takes_no_mask_and_sees_padding(options):
     changed = x.clone()
     changed[1, 2:] += 1
     assert not torch.allclose(run(router, changed, routing)[1], together[1])
+
+
+FRAME = dict(threshold_over="frame")
+
+
+@pytest.mark.parametrize("pools, options", [
+    (True, dict()), (False, FRAME), (True, dict(route="given")), (False, dict(FRAME, route="given")),
+    (False, dict(route="local")), (True, UTTERANCE), (True, dict(FRAME, granularity="utterance")),
+    (True, dict(UTTERANCE, source="both")), (False, dict(UTTERANCE, source="memory")),
+    (True, dict(granularity="utterance", source="memory")), (False, dict(threshold="learned")),
+    (False, dict(FRAME, granularity="utterance", source="memory")), (False, dict(select="topk")),
+])  # fmt: skip
+def test_who_pools_frames_depends_on_other_frames(pools, options):
+    router, x, routing = setup(**options)
+    assert router.spec.pools_frames == pools
+    changed = x.clone()
+    changed[:, 0] += torch.arange(I)  # not by a constant alone, which the first frame's thresholds might not see
+    before, after = run(router, x, routing), run(router, changed, routing)
+    rest = slice(1, None) if before.dim() == 3 else slice(None)
+    assert torch.equal(before[:, rest], after[:, rest]) == (not pools)
 
 
 def test_rows_are_the_routing_of_some_utterances():
@@ -284,9 +311,11 @@ def test_errors_say_what_to_do():
                 router(x, torch.ones(2, T).bool(), Routing(memory=bad))
     bad = (dict(hard=True), dict(fixed_threshold=1.0), dict(top_k=0), dict(temperature=0.0))
     pooling = (dict(pooling="attention"), dict(over="all"), dict(source="both"), dict(source="memory", route="given"))
+    of_frames = [dict(route="local"), dict(select="all"), dict(threshold="learned"), dict(threshold="fixed")]
     for options in (
         *bad,
         *pooling,
+        *[dict(options, threshold_over="frame") for options in of_frames],
         dict(local_temperature=0.0),
         dict(granularity="utterance", source="memory", over="prefix"),
     ):

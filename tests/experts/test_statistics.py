@@ -58,6 +58,49 @@ def test_equals_naive_sums(router):
     assert 1 <= summary["mean_active_experts"] <= E
 
 
+@pytest.mark.parametrize("router", [RouterSpec(), RouterSpec(threshold_over="frame"), RouterSpec(threshold="learned"),
+                                    RouterSpec(select="sparsegen"), RouterSpec(route="local", granularity="utterance"),
+                                    RouterSpec(route="given")])  # fmt: skip
+def test_thresholds_equal_naive_means(router):
+    model = Tower()
+    adapter = attach(model, ExpertSpec(("q_proj",), E, 2, router=router))
+    fill(adapter)
+    statistics, again, seen = RoutingStatistics([]), RoutingStatistics([]), {}
+    for name, layer in adapter.layers.items():
+        layer.register_forward_hook(lambda m, args, y: seen.setdefault(m.name, []).append(args[0]))
+    for number in range(2):
+        x = torch.randn(3, 7, 12, generator=torch.Generator().manual_seed(number))
+        part = RoutingStatistics([])
+        for counted in (statistics, part):
+            with adapter.route(torch.eye(3), LENGTHS, statistics=counted):
+                model(x)
+        again.add(json.loads(json.dumps(part.state())))
+    for name, layer in adapter.layers.items():
+        expected = {}
+        for x in seen[name][::2]:  # each batch was counted twice, by the whole and by its part
+            for frames, length in zip(x, LENGTHS.tolist()):
+                for route in {"given": ("global",), "local": ("local",)}.get(router.route, ("global", "local")):
+                    each = getattr(router, {"global": "threshold_over", "local": "granularity"}[route]) == "frame"
+                    vectors = frames[:length] if each else frames[:length].mean(0, keepdim=True)
+                    v = getattr(layer.router, f"threshold_{route}", torch.zeros(1, 12))
+                    logits = vectors @ v[0] + getattr(layer.router, f"threshold_{route}_bias")
+                    expected.setdefault(route, []).extend(logits.sigmoid().tolist())
+        means = {route: sum(values) / len(values) for route, values in expected.items()}
+        assert statistics.thresholds(name) == pytest.approx(means, rel=1e-5)
+        assert again.thresholds(name) == pytest.approx(means, rel=1e-5)
+        assert again.summary()["layers"][name]["thresholds"] == again.thresholds(name)
+
+
+def test_fixed_thresholds_and_layers_without_a_router_of_their_own_have_none():
+    for router, first in ((RouterSpec(threshold="fixed"), set()), (RouterSpec(scope="block"), {"local", "global"})):
+        model, statistics = Tower(layers=1), RoutingStatistics([])
+        adapter = attach(model, ExpertSpec(("q_proj", "k_proj"), E, 2, router=router))
+        with adapter.route(torch.eye(3), LENGTHS, statistics=statistics):
+            model(torch.randn(3, 7, 12))
+        assert set(statistics.thresholds("layers.0.q_proj")) == first
+        assert statistics.thresholds("layers.0.k_proj") == {}
+
+
 def test_unknown_domains_count_for_the_total_only():
     statistics = RoutingStatistics(["a"])
     statistics.update("l", torch.tensor([[1.0, 0.0], [0.5, 0.5]]), None, torch.tensor([0, -1]))

@@ -10,7 +10,6 @@ from moe_asr.experts import ExpertLinear, ExpertSpec, RouterSpec, base_identity
 from moe_asr.methods.adapt import adapt, load_adapted
 from moe_asr.methods.adaptation import AdaptationConfig
 from moe_asr.methods.hdmole import ROUTERS, entropy_fallback
-from moe_asr.methods.pictures import RoutingMonitor, routing_figure
 from moe_asr.methods.saml import SamlConfig
 from moe_asr.models.build import ModelConfig, build_model
 from moe_asr.models.conformer import ConformerConfig
@@ -241,26 +240,6 @@ def test_gradient_checkpointing_keeps_its_routing(classifier):
         torch.testing.assert_close(checkpointed[name], plain[name], rtol=1e-4, atol=1e-5)
 
 
-def test_pictures_and_monitor(classifier):
-    adapted = adapt(recogniser(), adaptation(classifier)).eval()
-    log_probs(adapted, batch())
-    assert len(routing_figure(adapted.statistics, most=3).axes) == 4  # three layers and the colour bar
-
-    class Writer:
-        def __init__(self):
-            self.names = []
-
-        def add_figure(self, name, figure, step):
-            self.names.append(name)
-
-        add_scalar = add_figure
-
-    writer = Writer()
-    RoutingMonitor(adapted)(writer, 1, 1)
-    assert {"routing/weights", "routing/active_experts"} <= set(writer.names)
-    assert adapted.statistics.layers == []
-
-
 def test_errors(classifier, tmp_path):
     experts = adaptation(None).experts
     with pytest.raises(UserError, match="3 experts for 2 domains"):
@@ -287,11 +266,11 @@ def with_decoder():
     return build_model(ModelConfig(conformer_aed=config)).eval()
 
 
-def test_routers_of_frames_do_not_go_on_layers_of_tokens():
-    local = RouterSpec(route="local", select="all")
-    with pytest.raises(UserError, match="decoder.layers.0.* sees tokens, but this router looks at frames of speech"):
-        adapt(with_decoder(), AdaptationConfig(ExpertSpec(("default",), 3, 2, router=local)))
-    adapt(with_decoder(), AdaptationConfig(ExpertSpec((r"encoder\..*q_proj",), 3, 2, router=local)))
+def test_routers_that_pool_do_not_go_on_layers_of_tokens():
+    pooling = RouterSpec(route="local", select="all", granularity="utterance")
+    with pytest.raises(UserError, match="decoder.layers.0.* sees tokens, and this router pools over frames"):
+        adapt(with_decoder(), AdaptationConfig(ExpertSpec(("default",), 3, 2, router=pooling)))
+    adapt(with_decoder(), AdaptationConfig(ExpertSpec((r"encoder\..*q_proj",), 3, 2, router=pooling)))
     one = ExpertSpec(("default",), 1, 2, router=ROUTERS["given"])
     adapt(with_decoder(), AdaptationConfig(one))  # a LoRA looks at nothing
 

@@ -6,17 +6,21 @@ from safetensors.torch import load_file
 
 from moe_asr.config import run_command
 from moe_asr.data.features import FeatureConfig
+from moe_asr.data.llm_tokens import LLMTokens
 from moe_asr.data.tokens import train_tokens
 from moe_asr.errors import UserError
 from moe_asr.experts import ExpertSpec, RouterSpec
 from moe_asr.files import folder_bytes
 from moe_asr.methods.adapt import adapt
 from moe_asr.methods.adaptation import AdaptationConfig
-from moe_asr.methods.quantise import QuantiseConfig, quantise_folder, stored_bytes
+from moe_asr.methods.quantise import QuantiseConfig, _noise, quantise_folder, stored_bytes
 from moe_asr.models.build import ModelConfig, build_model
 from moe_asr.models.conformer import ConformerConfig
 from moe_asr.models.conformer_ctc import ConformerCTCConfig
-from moe_asr.models.folder import FolderConfig, load_model, save_model
+from moe_asr.models.encoders import EncoderConfig
+from moe_asr.models.folder import FolderConfig, LoadedModel, load_model, save_model
+from moe_asr.models.projector import ProjectorConfig
+from moe_asr.models.speech_llm import SpeechLLMConfig
 from moe_asr.quant import QuantConfig, is_quantised, quantise
 
 
@@ -126,3 +130,86 @@ def test_bad_input_is_one_line_and_writes_nothing(packed, monkeypatch, change, s
     with pytest.raises(UserError, match=says) as error:
         quantise_folder(QuantiseConfig(**{"model": "base", "out_dir": "new", **change}))
     assert "\n" not in str(error.value) and not (packed.parent / "new").exists()
+
+
+class TestSpeechLLM:
+    """Its projector stays as it is; the language model is quantised, and the encoder where that is asked for."""
+
+    @pytest.fixture
+    def speech_llm(self, tmp_path):
+        tokenizers = pytest.importorskip("tokenizers")
+        pytest.importorskip("transformers")
+        torch.manual_seed(0)
+        lm = dict(model_type="qwen2", vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=2)
+        lm |= dict(num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64, tie_word_embeddings=True)
+        encoder = EncoderConfig(conformer=ConformerConfig(mels=7, width=64, layers=1, heads=2, kernel=5))
+        config = SpeechLLMConfig(encoder, lm, ProjectorConfig(ffn=64), after=(3, 4), end=2)
+        vocab = {str(i): i for i in range(64)}
+        tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="0")).save(str(tmp_path / "tokenizer.json"))
+        folder = FolderConfig(ModelConfig(speech_llm=config), FeatureConfig(num_mels=7), untrained=True)
+        save_model(tmp_path / "llm", build_model(folder.model), folder, LLMTokens(tmp_path))
+        return tmp_path / "llm"
+
+    def test_language_model_is_quantised_and_its_outputs_are_compared(self, speech_llm, capsys):
+        folder = speech_llm.with_name("nf4")
+        quantise_folder(QuantiseConfig(str(speech_llm), str(folder)))
+        printed = capsys.readouterr().out
+        loaded, original = load_model(folder), load_model(speech_llm)
+        packed = {name for name, module in loaded.model.named_modules() if hasattr(module, "codes")}
+        layers = {name for name, module in original.model.lm.named_modules() if isinstance(module, torch.nn.Linear)}
+        assert packed == {f"lm.{name}" for name in layers} and len(packed) == 2 * 7
+        assert "14 layers in 4.50" in printed and loaded.config.untrained
+        for part in ("encoder", "projector"):
+            theirs = getattr(original.model, part).state_dict()
+            assert all(torch.equal(getattr(loaded.model, part).state_dict()[name], theirs[name]) for name in theirs)
+        change = float(re.search(r"change by (\S+) relative", printed)[1])
+        assert change == pytest.approx(self.change(original.model, loaded.model), rel=0.01) and 0 < change < 0.5
+
+    @staticmethod
+    @torch.no_grad()
+    def change(before, after):
+        """Of the language model's states, one utterance at a time."""
+        noise = torch.randn(2, 200, 7, generator=torch.Generator().manual_seed(0))
+        states = [[], []]
+        for found, model in zip(states, (before, after)):
+            for length in (200, 130):
+                speech = model.speech(noise[len(found), None, :length], torch.tensor([length]))[0][0]
+                inputs = torch.cat([speech, model.embed(torch.tensor([3, 4]))])
+                found.append(model.lm(inputs_embeds=inputs[None]).last_hidden_state[0])
+        before, after = (torch.cat(found) for found in states)
+        return float((after - before).norm() / before.norm())
+
+    def test_encoder_is_quantised_where_it_is_named(self, speech_llm, capsys):
+        folder = speech_llm.with_name("nf4")
+        targets = ("default", r"encoder\.layers\..*")
+        quantise_folder(QuantiseConfig(str(speech_llm), str(folder), QuantConfig(targets)))
+        packed = {name.split(".")[0] for name, m in load_model(folder).model.named_modules() if hasattr(m, "codes")}
+        assert packed == {"encoder", "lm"}
+
+    def test_projector_is_refused(self, speech_llm):
+        folder = speech_llm.with_name("nf4")
+        with pytest.raises(UserError, match="projector.linear1 is for training and stays as it is: leave it out"):
+            quantise_folder(QuantiseConfig(str(speech_llm), str(folder), QuantConfig(("linear1",))))
+        assert not folder.exists()
+
+    def test_experts_of_the_projector_are_merged(self, speech_llm, capsys):
+        folder, plain, lora = (speech_llm.with_name(name) for name in ("nf4", "plain", "lora"))
+        quantise_folder(QuantiseConfig(str(speech_llm), str(folder)))
+        experts = ExpertSpec(("default",), 1, 4, router=RouterSpec(route="given", select="all"))
+        adapted = adapt(load_model(folder).model, AdaptationConfig(experts=experts, global_route="label"))
+        for parameter in adapted.adapter.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        adapted.eval().save(lora)
+        capsys.readouterr()
+        quantise_folder(QuantiseConfig(str(folder), str(plain), dequantise=True, adaptation=str(lora)))
+        change = float(re.search(r"change by (\S+) relative", capsys.readouterr().out)[1])
+        merged, before = load_model(plain).model, load_model(folder).model
+        assert 0 <= change < 1e-4 and not is_quantised(merged)
+        assert not torch.equal(merged.projector.linear1.weight, before.projector.linear1.weight)
+
+
+@pytest.mark.parametrize("kind, frames", [("waveform", 32000), ("whisper", 200)])
+def test_noise_is_of_the_kind_that_the_model_hears(kind, frames):
+    config = FolderConfig(ModelConfig(), getattr(FeatureConfig, kind)())
+    features, lengths = _noise(LoadedModel(None, config, None))
+    assert features.shape == (2, frames, config.features.num_mels) and lengths.tolist() == [frames, frames * 13 // 20]

@@ -28,6 +28,18 @@ def test_metric_chooses_the_tokens():
     assert [pool(score(one, metric)) for metric in ("wer", "cer", "mer")] == [Counts(2, 1), Counts(6, 1), Counts(3, 1)]
 
 
+def test_spaces_beside_mandarin_characters_do_not_count():
+    pytest.importorskip("opencc")
+    ref, spaced, wrong = "我今天七点去 GitHub 上班。", "我 今天 7 点，去github上 班", "我今天一点去 git hub 上班"
+    for metric, tokens, errors in (("cer", 14, 1), ("mer", 9, 2)):  # github is six letters, or one word
+        for normaliser in ("none", "mandarin"):
+            assert pool(score([Hypothesis("a", spaced, spaced.replace(" ", ""))], "cer", normaliser)).errors == 0
+        assert pool(score([Hypothesis("a", ref, spaced)], metric, "mandarin")) == Counts(tokens)
+        assert pool(score([Hypothesis("a", spaced, ref)], metric, "mandarin")) == Counts(tokens)
+        counts = pool(score([Hypothesis("a", ref, wrong)], metric, "mandarin"))
+        assert (counts.n, counts.s, counts.d) == (tokens, errors, 0) and counts.i == (metric == "mer")
+
+
 def test_unknown_normaliser():
     with pytest.raises(UserError, match="nonsense"):
         score(HYPOTHESES, "wer", "nonsense")

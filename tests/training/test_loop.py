@@ -376,6 +376,10 @@ def test_tensorboard_and_monitors(tmp_path):
         writer.add_image("routing", torch.rand(3, 4, 5), step)
 
     trainer(toy(), tmp_path, config(max_epochs=2, tensorboard=True), monitors=[monitor]).train()
+    writers = []
+    told = [lambda writer, step, epoch: writers.append(writer)]
+    trainer(toy(), tmp_path / "without", config(max_epochs=2, tensorboard=False), monitors=told).train()
+    assert writers == [None, None]
     assert calls == [(5, 1), (10, 2)]
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert {"loss", "grad_norm", "lr/default", "parts/absolute", "valid/loss", "valid/parts/absolute"} <= set(

@@ -1,0 +1,99 @@
+"""A small causal language model, trained from scratch; on disk an ordinary model folder of `transformers`.
+
+Shape letters: N sequences, M positions, W width, V vocabulary, C positions that count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from moe_asr.errors import UserError
+from moe_asr.losses.cross_entropy import chunked_cross_entropy
+from moe_asr.models.interface import Loss
+
+
+@dataclass(frozen=True)
+class LanguageModelConfig:
+    """Size of a Transformer decoder in the form of Llama, without dropout (that form has none).
+
+    Args:
+        width: Of the model, W.
+        layers: How many.
+        heads: Attention heads, which divide the width.
+        kv_heads: Heads of keys and values, which divide the heads; 0 for as many.
+        ffn: Hidden width of the gated feed-forward layers.
+        max_positions: Longest sequence in tokens, prompt and speech included.
+    """
+
+    width: int = 256
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 0
+    ffn: int = 1024
+    max_positions: int = 1024
+
+    def __post_init__(self):
+        if min(self.width, self.layers, self.heads, self.ffn, self.max_positions) < 1 or self.kv_heads < 0:
+            raise UserError("model: width, layers, heads, ffn and max_positions must be at least 1")
+        if self.width % (2 * self.heads) or self.heads % (self.kv_heads or self.heads):
+            raise UserError(
+                f"model: width {self.width} must be a multiple of twice the heads ({self.heads}), and heads of kv_heads"
+            )
+
+
+class LanguageModel(nn.Module):
+    """The model with the loss that it is trained by.
+
+    Llama's form and not that of Qwen2, which is the same but for biases: AutoTokenizer gives every folder that names
+    Qwen2 a byte-level tokenizer, whatever its `tokenizer.json` says. Input and output embeddings are one matrix.
+
+    Args:
+        vocab_size: V
+        end: id of the token that ends a text; also pads
+    """
+
+    def __init__(self, config: LanguageModelConfig, vocab_size: int, end: int):
+        from transformers import LlamaConfig, LlamaForCausalLM  # takes a second to import
+
+        super().__init__()
+        self.lm = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=vocab_size,
+                hidden_size=config.width,
+                num_hidden_layers=config.layers,
+                num_attention_heads=config.heads,
+                num_key_value_heads=config.kv_heads or config.heads,
+                intermediate_size=config.ffn,
+                max_position_embeddings=config.max_positions,
+                tie_word_embeddings=True,
+                bos_token_id=None,
+                eos_token_id=end,
+                pad_token_id=end,
+            )
+        )
+
+    def forward(self, tokens_NM: Tensor, next_NM: Tensor) -> Loss:
+        """Sum of  -log p(next | tokens up to here)  over the positions that count, in nats; `accuracy` beside it.
+
+        Padding needs no mask: it is on the right, where causal attention does not look.
+
+        Args:
+            tokens_NM: ids, anything in padding
+            next_NM: what follows each position, negative where that does not count
+        """
+        hidden_NMW = self.lm.model(input_ids=tokens_NM, use_cache=False).last_hidden_state
+        counted_C = (next_NM >= 0).flatten().nonzero().squeeze(1)
+        hidden_CW = hidden_NMW.flatten(0, 1).index_select(0, counted_C)
+        total, correct = chunked_cross_entropy(hidden_CW, self.lm.lm_head.weight, next_NM.flatten()[counted_C])
+        return Loss(total, torch.tensor(len(counted_C)), {"accuracy": correct})
+
+    def save(self, folder: str | Path) -> None:
+        """Writes `config.json`, `generation_config.json` and `model.safetensors` into an existing folder."""
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # for a file written in a moment
+        self.lm.save_pretrained(folder)

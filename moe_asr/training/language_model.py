@@ -1,0 +1,141 @@
+"""A training run of a small language model on text alone.
+
+`exp_dir` gets `config.yaml`, checkpoints and logs (see `Trainer`), and `final/`: a model folder of `transformers` with
+its tokenizer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from moe_asr.config import save_config, to_plain
+from moe_asr.data.lm_tokens import END, build_tokenizer, save_tokenizer
+from moe_asr.data.text_batches import TextBatch, TextDataConfig, TextLoader, read_pairs
+from moe_asr.device import pick_device
+from moe_asr.errors import UserError
+from moe_asr.files import atomic_folder, lock_folder
+from moe_asr.models.interface import Loss
+from moe_asr.models.language_model import LanguageModel, LanguageModelConfig
+from moe_asr.training.config import TrainConfig
+from moe_asr.training.loop import Trainer
+from moe_asr.training.optimizer import trainable_parameters
+from moe_asr.training.restart import start_trainer
+from moe_asr.training.run_state import Progress
+from moe_asr.training.update import LossSums
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class LanguageModelRunConfig:
+    """Trains a small causal language model to write text for sequences of units, from text alone.
+
+    Args:
+        exp_dir: folder of the run; a run that was stopped there goes on
+        data: training data; its targets and units also make the tokens
+        valid: validation data
+        prompt: what stands around the units, and later around the speech, whose place <speech> marks
+        vocab_size: most characters that the model can write, the most frequent ones; 0 takes all
+        model: size of the model
+        train: the loop and its optimiser
+        on_change: what to do with a run in exp_dir that had other settings or data: error, or restart, which throws it
+            away
+        device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one
+    """
+
+    exp_dir: str
+    data: TextDataConfig
+    valid: TextDataConfig
+    prompt: str = "<speech>="
+    vocab_size: int = 0
+    model: LanguageModelConfig = field(default_factory=LanguageModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    on_change: Literal["error", "restart"] = "error"
+    device: str = "auto"
+
+
+def train_language_model(config: LanguageModelRunConfig) -> Progress:
+    """Runs the whole of it. Returns how far it came.
+
+    Raises:
+        UserError: the configuration does not fit the data, see `TextLoader`, or see `Trainer`
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("training runs in one process only, but WORLD_SIZE says there are more: do not use torchrun")
+    exp_dir, device = Path(config.exp_dir), pick_device(config.device)
+    pairs, valid_pairs = read_pairs(config.data.files), read_pairs(config.valid.files)
+    units = {unit for pair in pairs for unit in pair.source}
+    tokenizer = build_tokenizer((pair.target for pair in pairs), units, config.prompt, config.vocab_size)
+    most = config.model.max_positions
+    loader = TextLoader(config.data, pairs, tokenizer, config.prompt, most)
+    valid_loader = TextLoader(config.valid, valid_pairs, tokenizer, config.prompt, most)
+    torch.manual_seed(config.train.seed)
+    model = LanguageModel(config.model, tokenizer.get_vocab_size(), tokenizer.token_to_id(END))
+    model.to(device).train()
+    exp_dir.mkdir(parents=True, exist_ok=True)
+    lock = lock_folder(exp_dir, "training in")
+    try:
+        trainer = _make_trainer(config, model, tokenizer, loader, valid_loader)
+        save_config(config, exp_dir / "config.yaml")
+        trainer.train()
+        with atomic_folder(exp_dir / "final") as folder:
+            model.save(folder)
+            save_tokenizer(tokenizer, folder)
+    finally:
+        os.close(lock)
+    print(f"saved {exp_dir / 'final'}")
+    return trainer.progress
+
+
+def _make_trainer(
+    config: LanguageModelRunConfig,
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    loader: TextLoader,
+    valid_loader: TextLoader,
+) -> Trainer:
+    def forward(batch: TextBatch, generator: torch.Generator | None) -> Loss:
+        return model(batch.tokens_NM, batch.next_NM)
+
+    def batches(epoch: int, start: int) -> TextLoader:
+        loader.seek(epoch, start)
+        return loader
+
+    def start() -> Trainer:
+        return Trainer(
+            model,
+            forward,
+            batches,
+            config.train,
+            config.exp_dir,
+            trainable=list(trainable_parameters(model)),
+            valid_batches=lambda: valid_loader,
+            identity=_identity(config, tokenizer),
+            further=_perplexity,
+        )
+
+    return start_trainer(config, start)
+
+
+def _perplexity(sums: LossSums) -> dict[str, float]:
+    return {"perplexity": math.exp(min(sums.loss, 700.0))}
+
+
+def _identity(config: LanguageModelRunConfig, tokenizer: Tokenizer) -> dict:
+    """All but the training settings that makes a run what it is, contents of files included."""
+    files = [*config.data.files, *config.valid.files]
+    files += [data.noise.confusions for data in (config.data, config.valid) if data.noise.confusions]
+    left_out = ("train", "exp_dir", "device", "on_change")
+    return {
+        **{key: value for key, value in to_plain(config).items() if key not in left_out},
+        "contents": {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in files},
+        "token_set": hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
+    }

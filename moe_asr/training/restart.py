@@ -1,0 +1,60 @@
+"""Beginning a run in a folder: going on with what lies there, or throwing it away where settings changed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, Protocol
+
+from moe_asr.config import load_config
+from moe_asr.errors import SettingsChanged, UserError
+from moe_asr.training.config import TrainConfig
+from moe_asr.training.loop import Trainer
+
+# What a run leaves in its folder, and what starting anew removes.
+_LOGS = ("train.log", "metrics.jsonl", "skipped.jsonl", "tensorboard", "routing")
+_OUTCOME = ("config.yaml", *_LOGS, "checkpoints", "final")
+
+
+class RunSettings(Protocol):
+    """What the configuration of every run has."""
+
+    exp_dir: str
+    train: TrainConfig
+    on_change: Literal["error", "restart"]
+
+
+def start_trainer(config: RunSettings, start: Callable[[], Trainer]) -> Trainer:
+    """The trainer that `start` makes, in an empty folder if the run there had other settings and `on_change` says so.
+
+    Raises:
+        UserError: the settings changed and `on_change` is error, or see `Trainer`
+    """
+    if config.on_change == "error":
+        return start()
+    if _finished_otherwise(config):
+        _remove_outcome(config, "the finished run had other training settings")
+    try:
+        return start()
+    except SettingsChanged as error:
+        _remove_outcome(config, str(error).partition(" and cannot")[0])
+        return start()
+
+
+def _finished_otherwise(config: RunSettings) -> bool:
+    """Whether there is a finished run of other settings, also of those with which an unfinished run may go on."""
+    saved = Path(config.exp_dir) / "config.yaml"
+    if not (Path(config.exp_dir) / "final").is_dir() or not saved.is_file():
+        return False
+    try:
+        return load_config(type(config), saved).train != config.train
+    except UserError:  # of another version
+        return True
+
+
+def _remove_outcome(config: RunSettings, why: str) -> None:
+    print(f"starting anew: {why}")
+    for name in _OUTCOME:
+        path = Path(config.exp_dir) / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
