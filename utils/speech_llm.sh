@@ -7,6 +7,7 @@
 #   encoder_init     checkpoint of Whisper whose encoder that training starts from; empty: from scratch
 #   ready_lm         language model, as the encoder; empty: trained here, as $conf/lm.yaml says
 #   lm_training      options for its training run
+#   accent_init      model folder whose encoder the accent recogniser starts with; empty: from scratch
 #   prompt           what the language model reads, with <speech> where the speech goes
 #   import_options   options of bin/import_speech_llm
 #   quantise         nf4: the language model is in 4 bits; none: not
@@ -16,7 +17,7 @@
 # dev_pairs.jsonl.
 
 : "${prompt:?}" "${ready_encoder=}" "${encoder_conf:=encoder}" "${encoder_init=}" "${ready_lm=}" "${lm_training=}"
-: "${import_options=}"
+: "${import_options=}" "${accent_init=}"
 [[ ${quantise:=none} =~ ^(none|nf4)$ ]] || option_error "--quantise takes none or nf4, not '$quantise'"
 base=$exp_dir/base/final
 . "$MOE_ASR_ROOT/utils/systems.sh"
@@ -78,8 +79,12 @@ stage_4() {
 }
 
 stage_5() {
-  stage "Train the accent recogniser" outputs "$exp_dir/accent/final"
-  train accent "${general_data[@]}" "${accent_data[@]}"
+  local init=()
+  [ -z "$accent_init" ] || init=(--init_encoder "$accent_init")
+  stage "Train the accent recogniser, and see what it takes for what" outputs "$exp_dir/accent/final"
+  train accent "${init[@]}" "${general_data[@]}" "${accent_data[@]}"
+  python3 -m moe_asr.bin.classify --model "$exp_dir/accent/final" --manifest "$data_dir/test.jsonl.gz" \
+    --out_dir "$exp_dir/accent/test"
   list_accents
 }
 

@@ -48,6 +48,7 @@ results=${results:-$exp_dir/RESULTS.md}
 systems=${systems:-full lora top1 top2 dense adamole hdmole hdmole_without_global hdmole_without_local hdmole_fixed hdmole_oracle}
 prompt=${prompt:-$'<|im_start|>user\n<speech>\n请转写这段语音。<|im_end|>\n<|im_start|>assistant\n'}
 ready_encoder=$encoder ready_lm=$lm
+[ "$mini" = false ] || accent_init=$exp_dir/encoder/final
 . "$MOE_ASR_ROOT/utils/speech_llm.sh"
 
 stage_1() {

@@ -12,10 +12,8 @@ from moe_asr.data.aishell import ADVICE, PARTS
 from moe_asr.data.download import download, extract, fetch
 from moe_asr.errors import UserError
 
-ARCHIVE, MD5 = (
-    "data_aishell.tgz",
-    "2f494334227864a8a8fec932999db9d8",
-)  # as OpenSLR's users have it; no SHA-256 is public
+ARCHIVE = "data_aishell.tgz"
+MD5 = "2f494334227864a8a8fec932999db9d8"  # as in several public recipes; nobody has published a SHA-256
 
 
 @dataclass(frozen=True)
@@ -30,6 +28,14 @@ class DownloadConfig:
 
     out_dir: str = "downloads"
     mirror: str = "https://www.openslr.org/resources"
+
+
+def file_md5(path: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def unpack_speakers(wav: Path) -> int:
@@ -63,9 +69,8 @@ def fetch_corpus(config: DownloadConfig) -> None:
     try:
         if not corpus.is_dir():
             download(url, archive, None)
-            with open(archive, "rb") as file:
-                if hashlib.file_digest(file, "md5").hexdigest() != MD5:
-                    raise UserError(f"{archive} is not AISHELL-1's: remove it to download it again")
+            if file_md5(archive) != MD5:
+                raise UserError(f"{archive} is not AISHELL-1's: remove it to download it again")
         fetch(url, out_dir, None, "data_aishell")
     except UserError as error:
         raise UserError(f"{error}; or by hand: {ADVICE}") from None

@@ -24,7 +24,8 @@ class PrepareConfig:
         out_dir: For the tables.
         general: What to call the accent of AISHELL-1.
         units: For models that are trained in the run: also makes train_units.tsv and dev_units.tsv, whose texts are
-            characters between spaces, and train_pairs.jsonl and dev_pairs.jsonl, {"source": "[学] [校]", "target": "学校"}.
+            characters between spaces, and train_pairs.jsonl and dev_pairs.jsonl, with {"source": "[学] [校]", "target":
+            "学校"}.
         normaliser: Name of the text normaliser for these.
     """
 
