@@ -41,8 +41,8 @@ class TextDataConfig:
         num_buckets: Sequences of like length meet in a batch; more buckets mean less padding and less variety.
         shuffle: Random order, new in each epoch; otherwise by falling length and with the same noise each time.
         seed: Of order and noise.
-        join: Short pairs are joined at random, anew in each epoch, to sequences of 1 to so many tokens of source and
-            target, each limit equally probable; longer pairs stay alone, and 0 joins none.
+        join: Short pairs are joined at random, anew in each epoch, to sequences of up to 1 ... so many tokens of source
+            and target, the logarithm of that limit equally distributed; longer pairs stay alone, and 0 joins none.
         noise: What is done to the sources.
         loss_on: Whether the target (with the end) or all of the sequence is to be predicted.
     """
@@ -189,7 +189,7 @@ class TextLoader:
         if not self.config.join:
             return [[i] for i in range(len(self._pairs))]
         lengths = (np.diff(self._source_offsets) + np.diff(self._target_offsets)).tolist()
-        limits = random.integers(1, self.config.join, len(lengths), endpoint=True).tolist()
+        limits = np.exp(random.random(len(lengths)) * np.log(self.config.join + 1)).astype(int).tolist()
         groups: list[list[int]] = []
         total = limit = 0
         for i in random.permutation(len(lengths)).tolist():

@@ -6,7 +6,7 @@
 corpus_dir=       # folder that holds zh-CN/ in the layout of Common Voice, and accent_groups.tsv in that
 model_dir=        # folder that holds whisper-tiny.en/, in the files of transformers; from the hub where empty
 encoder=whisper   # what becomes the speech encoder: whisper (tiny.en, trained on) or conformer (from scratch)
-text=             # options of local/pinyin.py for the training text, such as --text="--words 100000"
+text="--words 150000" # options of local/pinyin.py for the training text: words of a dictionary beside the transcripts
 nj=2              # processes that check data
 data_dir=data     # tables, manifests and tokens
 exp_dir=exp       # models, hypotheses and scores
