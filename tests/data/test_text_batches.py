@@ -95,6 +95,17 @@ def test_sorting_by_length_saves_padding():
     assert waste[1] < waste[0] / 5
 
 
+def test_sequences_grow_over_the_first_epochs():
+    def sequences(epoch, **settings):
+        batches, _ = loader(join=12, max_tokens=30, **settings)
+        batches.seek(epoch)
+        return sum(len(batch.tokens_NM) for batch in batches)
+
+    grown = [sequences(epoch, join_growth=2) for epoch in range(4)]
+    assert grown[0] == len(pairs()) > grown[1] > grown[2]
+    assert grown[2:] == [sequences(epoch) for epoch in (2, 3)]
+
+
 def test_short_pairs_are_joined():
     batches, tokenizer = loader(join=12, max_tokens=30, loss_on="all")
     seen = []
