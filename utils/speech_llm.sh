@@ -3,7 +3,8 @@
 # domain and adapts it to several accents. What a recipe sets and its stage 1 makes is in systems.sh; besides it sets
 #
 #   ready_encoder    speech encoder: a folder, or a name on the Hugging Face hub; empty: trained here
-#   encoder_conf     its configuration where it is trained here: $conf/NAME.yaml makes exp/NAME
+#   encoder_conf     its configuration where it is trained here: $conf/NAME.yaml makes exp/NAME; where there is
+#                    $conf/NAME_head.yaml too, that comes first
 #   encoder_init     checkpoint of Whisper whose encoder that training starts from; empty: from scratch
 #   ready_lm         language model, as the encoder; empty: trained here, as $conf/lm.yaml says
 #   lm_training      options for its training run
@@ -44,7 +45,12 @@ stage_2() {
       --out_dir "$exp_dir/imported_encoder"
     init=(--init_encoder "$exp_dir/imported_encoder")
   fi
-  train "$encoder_conf" --tokens "$data_dir/units" "${init[@]}" "${unit_data[@]}"
+  init=(--tokens "$data_dir/units" "${init[@]}")
+  if [ -f "$conf/${encoder_conf}_head.yaml" ]; then # first what is new, with an encoder that stays as it is
+    train "${encoder_conf}_head" "${init[@]}" "${unit_data[@]}"
+    init=(--init "$exp_dir/${encoder_conf}_head/final")
+  fi
+  train "$encoder_conf" "${init[@]}" "${unit_data[@]}"
   job "$decode_cmd" "$exp_dir/log/decode-$encoder_conf.log" python3 -m moe_asr.bin.decode --on_change restart \
     --model "$exp_dir/$encoder_conf/final" --manifest "$data_dir/dev_units.jsonl.gz" --search.kind prefix_beam \
     --out_dir "$exp_dir/$encoder_conf/dev"
