@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from moe_asr.data.lines import read_lines
-from moe_asr.data.lm_tokens import BLANK, END, encode_prompt, encode_texts, is_unit
 from moe_asr.data.plan import BatchPlan
 from moe_asr.data.unit_noise import NoiseConfig, UnitNoise
+from moe_asr.data.unit_tokens import BLANK, END, encode_prompt, encode_texts, is_unit
 from moe_asr.errors import UserError
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class TextLoader:
     Args:
         config: How to make batches.
         pairs: What `read_pairs` gave.
-        tokenizer: See `lm_tokens`; units that it does not know become unknown.
+        tokenizer: See `unit_tokens`; units that it does not know become unknown.
         prompt: Has `<speech>` in the place of the source.
         max_positions: Longest sequence that the model takes.
 

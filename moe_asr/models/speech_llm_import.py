@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from moe_asr.data.llm_tokens import LLMTokens
+from moe_asr.data.prompts import split_prompt
 from moe_asr.errors import UserError
 from moe_asr.models.build import ModelConfig
 from moe_asr.models.encoder_import import ReadEncoder, read_encoder
@@ -17,8 +18,6 @@ from moe_asr.models.lm_checkpoint import LMCheckpoint, read_lm
 from moe_asr.models.projector import Projector, ProjectorConfig
 from moe_asr.models.speech_llm import SpeechLLM, SpeechLLMConfig
 
-SPEECH = "<speech>"
-"""Where the speech goes in a prompt."""
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -63,7 +62,7 @@ def import_speech_llm(config: ImportConfig) -> list[str]:
         UserError: see `read_encoder` and `read_lm`; weights are missing, unexpected or misshapen; the prompt or the end
             do not suit the language model
     """
-    before, after = _split(config.prompt)
+    before, after = split_prompt(config.prompt)
     lm = read_lm(config.lm)
     before_ids, after_ids = lm.tokens.encode_prompt(before), lm.tokens.encode_prompt(after)
     end = _end(lm, config.end)
@@ -89,18 +88,6 @@ def import_speech_llm(config: ImportConfig) -> list[str]:
     folder = FolderConfig(ModelConfig(speech_llm=model_config), encoder.features, config.normaliser, untrained=True)
     save_model(config.out_dir, model, folder, lm.tokens)
     return _report(config, model, encoder, lm)
-
-
-def _split(prompt: str) -> tuple[str, str]:
-    """What stands before the speech and what behind it."""
-    before, found, after = prompt.partition(SPEECH)
-    if not found:
-        raise UserError(f"the prompt {prompt!r} does not say where the speech goes: write {SPEECH} there")
-    if SPEECH in after:
-        raise UserError(f"the prompt {prompt!r} has {SPEECH} more than once: there is one speech in it")
-    if not after:
-        raise UserError(f"the prompt {prompt!r} ends with the speech: put something behind {SPEECH}")
-    return before, after
 
 
 def _end(lm: LMCheckpoint, piece: str | None) -> int:

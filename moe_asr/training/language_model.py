@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from moe_asr.config import save_config, to_plain
-from moe_asr.data.lm_tokens import END, build_tokenizer, save_tokenizer
 from moe_asr.data.text_batches import TextBatch, TextDataConfig, TextLoader, read_pairs
+from moe_asr.data.unit_tokens import END, build_tokenizer, save_tokenizer
 from moe_asr.device import pick_device
 from moe_asr.errors import UserError
 from moe_asr.files import atomic_folder, lock_folder

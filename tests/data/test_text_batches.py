@@ -5,9 +5,9 @@ from itertools import islice
 
 import pytest
 
-from moe_asr.data.lm_tokens import build_tokenizer
 from moe_asr.data.text_batches import IGNORED, Pair, TextDataConfig, TextLoader, read_pairs
 from moe_asr.data.unit_noise import NoiseConfig
+from moe_asr.data.unit_tokens import build_tokenizer
 from moe_asr.errors import UserError
 
 PROMPT = "?<speech>="

@@ -133,7 +133,7 @@ def test_a_limited_vocabulary(config):
 @pytest.mark.parametrize(
     "option, says",
     [
-        ("--prompt=nothing", "must have <speech> once"),
+        ("--prompt=nothing", "does not say where the speech goes"),
         ("--model.width=10", "must be a multiple of twice the heads"),
         ("--model.kv_heads=3", "heads of kv_heads"),
         ("--model.max_positions=7", "more than max_positions of the model, 7"),

@@ -14,14 +14,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moe_asr.errors import UserError
+from moe_asr.data.prompts import split_prompt
 from moe_asr.files import atomic_write
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 UNKNOWN, END, BLANK = "<unk>", "<|end|>", "[-]"
-SPEECH = "<speech>"  # its place in a prompt
 _UNIT = re.compile(r"\[[^\[\]\s]+\]")
 
 
@@ -46,7 +45,7 @@ def build_tokenizer(texts: Iterable[str], units: Iterable[str], prompt: str, voc
 
     counts = Counter(character for text in texts for character in text)
     frequent = sorted(counts, key=lambda character: (-counts[character], character))[: vocab_size or None]
-    written = dict.fromkeys([UNKNOWN, END, *frequent, *sorted(set("".join(prompt.split(SPEECH))))])
+    written = dict.fromkeys([UNKNOWN, END, *frequent, *sorted(set("".join(split_prompt(prompt))))])
     tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(written)}, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()  # characters side by side; a space is a token of its own
@@ -76,10 +75,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> tuple[list[int], list[in
     """Ids of what stands before and after the place of the speech; special tokens in it count as such.
 
     Raises:
-        UserError: there is no such place, more than one, or nothing after it (a text would begin unannounced).
+        UserError: see `split_prompt`.
     """
-    before, found, after = prompt.partition(SPEECH)
-    if not found or SPEECH in after or not after.strip():
-        raise UserError(f"prompt {prompt!r} must have {SPEECH} once, and something after it, such as '{SPEECH}='")
-    before, after = tokenizer.encode_batch_fast([before, after], add_special_tokens=False)
+    before, after = tokenizer.encode_batch_fast(list(split_prompt(prompt)), add_special_tokens=False)
     return before.ids, after.ids
