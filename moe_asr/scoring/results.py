@@ -40,7 +40,8 @@ class Row:
         name: as in the table
         decodes: how each of its decode folders came about
         scored: its utterances, of all folders
-        trainable: trained parameters in per cent of all
+        parameters: how many were trained
+        trainable: the same in per cent of those that full fine-tuning trains
         active_experts: mean over utterances; None for a system without experts
         megabytes: of its files on disk, with the adaptation to one domain; None where the decodes do not say
         milliseconds: to decode one utterance, batches and all; None where they do not say
@@ -49,6 +50,7 @@ class Row:
     name: str
     decodes: list[Decode]
     scored: list[Scored] = field(repr=False)
+    parameters: int
     trainable: float
     active_experts: float | None
     megabytes: float | None
@@ -106,14 +108,15 @@ def read_row(system: str, metric: Metric, normaliser: str) -> Row:
                 raise UserError(f"system '{name}': '{key}' differs between {folders[0]} and {folder}")
     if len({x.id for x in scored}) < len(scored):
         raise UserError(f"system '{name}': its decode folders have utterances in common")
-    total = _number(facts[0], "total_parameters", folders[0])
+    total, trained = (_number(facts[0], f"{what}_parameters", folders[0]) for what in ("total", "trainable"))
     sizes = [_number(facts[0], key, folders[0], optional=True) for key in ("model_bytes", "adaptation_bytes")]
     per_utterance = _mean(seconds)
     return Row(
         name=name,
         decodes=[_decode(folder, f) for folder, f in zip(folders, facts)],
         scored=scored,
-        trainable=100 * _number(facts[0], "trainable_parameters", folders[0]) / max(total, 1),
+        parameters=int(trained),
+        trainable=100 * trained / max(total, 1),
         active_experts=_mean(active),
         megabytes=None if sizes[0] is None else (sizes[0] + (sizes[1] or 0)) / 1e6,
         milliseconds=None if per_utterance is None else 1000 * per_utterance,

@@ -64,10 +64,11 @@ def rate_cells(results: Results, row: int, with_interval: bool = True) -> list[s
     cells = [_rate(cell, with_interval) for cell in results.cells[row]]
     if results.by == "speaker":
         cells.append(_change(results, row))
+    # what the base was trained on is no part of its adaptation to speakers
+    untrained = results.by == "speaker" and system.active_experts is None
     cells += [
         "-" if p_value is None else p_text(p_value).removeprefix("p = ").removeprefix("p "),
-        # what the base was trained on is no part of its adaptation to speakers
-        "-" if results.by == "speaker" and system.active_experts is None else f"{system.trainable:.2f}",
+        *(("-", "-") if untrained else (f"{system.parameters:,}", f"{system.trainable:.2f}")),
         _decimal(system.active_experts, 2),
     ]
     measured = {name: _decimal(getattr(system, field), 1) for name, field in _MEASURED.items()}
@@ -77,7 +78,7 @@ def rate_cells(results: Results, row: int, with_interval: bool = True) -> list[s
 def rate_header(results: Results) -> list[str]:
     """Column names of the table of rates; what no decode has measured is left out."""
     change = ["change %"] if results.by == "speaker" else []
-    return ["system", *results.columns, *change, "p", "trainable %", "active experts", *_measured(results)]
+    return ["system", *results.columns, *change, "p", "trainable", "trainable %", "active experts", *_measured(results)]
 
 
 def portable(command: str, recipe_dir: Path) -> str:
@@ -125,6 +126,9 @@ def _introduction(results: Results, metric: Metric, normaliser: str, bootstrap: 
         sentences.append(f"p: two-sided, paired, against {first.name} on {where}, not corrected for several rows.")
     if results.by == "speaker":
         sentences.append(f"change: of the rate, relative to {first.name}.")
+    sentences.append("trainable: parameters, and in % of those that full fine-tuning trains.")
+    if any(row.active_experts is not None for row in results.rows):
+        sentences.append("active experts: of a layer, mean over layers and frames.")
     if any(row.megabytes is not None for row in results.rows):
         sentences.append("MB: the model's files and the adaptation to one domain.")
     return " ".join(sentences)

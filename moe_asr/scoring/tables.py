@@ -13,7 +13,7 @@ from rich.text import Text
 
 from moe_asr.scoring.report import Report, Summary
 
-WIDTH = 160  # where the output goes to a file, which has no width of its own; tables take only what they need
+WIDTH = 240  # where the output goes to a file, which has no width of its own; tables take only what they need
 _FOLLOWS = "  "
 
 
@@ -38,10 +38,13 @@ def console() -> Console:
 
 
 def plain_table(header: Sequence[str]) -> Table:
-    """A table without vertical lines: first column to the left, the others, numbers, to the right."""
+    """A table without vertical lines: first column to the left, the others, numbers, to the right.
+
+    Where it is too wide, the first column is folded: a number that is cut off is wrong.
+    """
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
     for k, name in enumerate(header):
-        table.add_column(name, justify="right" if k else "left", no_wrap=True)
+        table.add_column(name, justify="right" if k else "left", no_wrap=k > 0)
     return table
 
 

@@ -35,6 +35,7 @@ def test_table_holds_the_numbers(results, tmp_path):
         "accents pooled",
         "us",
         "p",
+        "trainable",
         "trainable %",
         "active experts",
     ]
@@ -42,8 +43,8 @@ def test_table_holds_the_numbers(results, tmp_path):
     pooled = results.cells[1][2]
     low, high = pooled.interval
     assert table[3] == f"{100 * pooled.counts.rate:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-    assert table[6:] == ["5.00", "2.50"] and float(table[5].strip("< ")) <= 0.05
-    assert cells(text, "base")[0][5:] == ["-", "0.00", "-"]
+    assert table[6:] == ["50", "5.00", "2.50"] and float(table[5].strip("< ")) <= 0.05
+    assert cells(text, "base")[0][5:] == ["-", "0", "0.00", "-"]
     c = pooled.counts
     assert counts[2] == ["moe", "accents pooled", "40", *map(str, (c.n, c.s, c.d, c.i)), f"{100 * c.rate:.2f}"]
     assert len(counts) == 4
@@ -142,13 +143,13 @@ def test_table_of_speakers(decode, tmp_path):
     rows += [read_row(f"moe={decode('moe', 0.1, 2, **size)}", "wer", "english")]
     results = make_results(rows, None, BOOTSTRAP, by="speaker")
     text = render(results, tmp_path, "wer", "english", BOOTSTRAP)
-    header = ["system", "all", "change %", "p", "trainable %", "active experts", "MB", "ms / utterance"]
+    header = ["system", "all", "change %", "p", "trainable", "trainable %", "active experts", "MB", "ms / utterance"]
     assert cells(text, "system")[0] == header
     first, second = (cell[0].counts.rate for cell in results.cells)
     moe, base = (dict(zip(header, cells(text, name)[0])) for name in ("moe", "base"))
     assert moe["change %"] == f"{100 * (second / first - 1):+.1f}" and moe["change %"].startswith("-")
     assert (moe["MB"], moe["ms / utterance"], base["MB"], base["change %"]) == ("4.0", "42.1", "-", "-")
-    assert (moe["trainable %"], base["trainable %"]) == ("5.00", "-")
+    assert (moe["trainable %"], base["trainable %"], moe["trainable"], base["trainable"]) == ("5.00", "-", "50", "-")
     (speaker,) = cells(text, "de4")
     rates = [f"{100 * summary.counts.rate:.1f}" for summary in results.speakers["de4"]]
     assert speaker == ["de4", "10", str(results.speakers["de4"][0].counts.n), *rates]

@@ -1,9 +1,12 @@
+import io
+
 import pytest
+from rich.console import Console
 
 from moe_asr.scoring.hypotheses import Hypothesis
 from moe_asr.scoring.report import make_report
 from moe_asr.scoring.significance import Bootstrap
-from moe_asr.scoring.tables import markdown_table, p_text, percent, percent_interval, print_report
+from moe_asr.scoring.tables import markdown_table, p_text, percent, percent_interval, plain_table, print_report
 
 
 def test_numbers():
@@ -61,3 +64,12 @@ def test_report_of_empty_references(capsys):
     text = printed(capsys, [Hypothesis("a", "", "uh"), Hypothesis("b", "", "")], normaliser="none")
     assert ["all", "2", "0", "0", "0", "1", "n/a"] in [line.split() for line in text.splitlines()]
     assert "hallucination: n/a % insertions" in text
+
+
+def test_a_table_that_is_too_wide_folds_names_and_no_numbers():
+    table = plain_table(["system", *("accent" for _ in range(8))])
+    table.add_row("a system of a long name", *(f"{k}23.4" for k in range(8)))
+    out = Console(width=80, file=io.StringIO())
+    out.print(table)
+    text = out.file.getvalue()
+    assert "…" not in text and all(f"{k}23.4" in text for k in range(8)) and "a system of a long name" not in text

@@ -21,7 +21,7 @@ results=RESULTS.md # the table to write
 [[ $encoder =~ ^(whisper|conformer)$ ]] || option_error "--encoder takes whisper or conformer, not '$encoder'"
 general=Northern normaliser=mandarin metric=cer prompt="<speech>=" encoder_conf=$encoder
 [ "$encoder" = conformer ] || encoder_init=${model_dir:+$model_dir/whisper-tiny.en} encoder_init=${encoder_init:-openai/whisper-tiny.en}
-systems=${systems:-full lora top1 top2 dense adamole hdmole hdmole_without_global hdmole_without_local hdmole_fixed hdmole_oracle}
+systems=${systems:-full lora top1 top2 dense adamole hdmole hdmole_without_global hdmole_without_local hdmole_fixed hdmole_oracle hdmole_base}
 . "$MOE_ASR_ROOT/utils/speech_llm.sh"
 
 stage_1() {
