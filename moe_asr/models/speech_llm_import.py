@@ -80,7 +80,7 @@ def import_speech_llm(config: ImportConfig) -> list[str]:
     )
     with torch.device("meta"):
         model = SpeechLLM(model_config)
-    model.projector = _new_projector(config, model)
+    model.projector = _new_projector(config, model, lm.state["embed_tokens.weight"])
     state = model.projector.state_dict(prefix="projector.")
     state |= _checked(encoder.state, model.encoder, "encoder", config.encoder)
     state |= _lm_state(lm, model, _DTYPES.get(config.lm_dtype))
@@ -103,11 +103,17 @@ def _end(lm: LMCheckpoint, piece: str | None) -> int:
     return index
 
 
-def _new_projector(config: ImportConfig, model: SpeechLLM) -> Projector:
-    """A projector whose weights depend on its size and the seed alone."""
+def _new_projector(config: ImportConfig, model: SpeechLLM, embedding_VW: Tensor) -> Projector:
+    """A projector whose weights depend on its size and the seed, and whose output is as large as embedded tokens.
+
+    In the residual stream of a language model something larger drowns all that its layers add.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return Projector(config.projector, model.encoder.width, model.lm.config.hidden_size)
+        projector = Projector(config.projector, model.encoder.width, model.lm.config.hidden_size)
+    with torch.no_grad():
+        projector.norm.weight.fill_(embedding_VW.float().square().mean().sqrt())
+    return projector
 
 
 def _checked(state: dict[str, Tensor], part: torch.nn.Module, name: str, source: str) -> dict[str, Tensor]:

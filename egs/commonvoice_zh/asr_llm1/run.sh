@@ -3,7 +3,7 @@
 # a projector and a small language model. The general domain is the Mandarin of the north; the projector is adapted to
 # six groups of the south and east: full fine-tuning, LoRA, mixtures of LoRA experts, HDMoLE.
 
-corpus_dir=       # folder that holds zh-CN/ in the layout of Common Voice, and accent_groups.tsv in that
+corpus_dir=       # folder that holds zh-CN/ in the layout of Common Voice
 model_dir=        # folder that holds whisper-tiny.en/, in the files of transformers; from the hub where empty
 encoder=whisper   # what becomes the speech encoder: whisper (tiny.en, trained on) or conformer (from scratch)
 text="--words 150000" # options of local/pinyin.py for the training text: words of a dictionary beside the transcripts

@@ -31,7 +31,7 @@ class PrepareConfig:
 
     Args:
         corpus_dir: The folder zh-CN, with train.tsv, dev.tsv, test.tsv and clips/ in it.
-        groups: Table with the columns accent and group; by default accent_groups.tsv in corpus_dir.
+        groups: Table with the columns accent (as the corpus has it) and group.
         out_dir: For the tables, and for lists of what cannot be used.
         general: Name of the general domain.
         general_groups: Groups that make the general domain; each other group is an accent of its own.
@@ -39,7 +39,7 @@ class PrepareConfig:
     """
 
     corpus_dir: str
-    groups: str = ""
+    groups: str = "conf/accent_groups.tsv"
     out_dir: str = "data"
     general: str = "Northern"
     general_groups: tuple[str, ...] = ("Beijing", "Northeastern", "Ji-Lu", "Zhongyuan", "Lan-Yin")
@@ -48,7 +48,7 @@ class PrepareConfig:
 
 def read_domains(config: PrepareConfig) -> dict[str, str]:
     """The domain of each accent of the corpus."""
-    groups = read_accent_groups(config.groups or Path(config.corpus_dir) / "accent_groups.tsv")
+    groups = read_accent_groups(config.groups)
     unknown = [name for name in config.general_groups if name not in groups.values()]
     if unknown:
         raise UserError(f"no accent is of the group {unknown[0]}; groups are {', '.join(sorted(set(groups.values())))}")
