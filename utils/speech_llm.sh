@@ -81,6 +81,10 @@ stage_4() {
     python3 -m moe_asr.bin.quantise --model "$from" --out_dir "$from-nf4"
     from+=-nf4
   fi
+  if declare -F start_projector >/dev/null; then # a recipe's own way to give the projector a start
+    start_projector "$from" "$exp_dir/started"
+    from=$exp_dir/started
+  fi
   train base --init "$from" "${general_data[@]}"
 }
 
@@ -115,10 +119,10 @@ stage_8() {
   read -ra folders <<<"base $systems"
   folders=("${folders[@]/#/$exp_dir/}")
   stage "Decode the test set" outputs "${folders[@]/%//test/system.json}"
-  each "$decode_cmd" decode "base $systems"
+  each "$decode_cmd" decode_system "base $systems"
 }
 
 stage_9() {
   stage "Score" outputs "$results"
-  score
+  score_systems
 }

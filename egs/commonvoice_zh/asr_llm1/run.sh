@@ -39,4 +39,9 @@ stage_1() {
   make_units
 }
 
+start_projector() { # start_projector FROM TO: on the general domain, by what the encoder's CTC output hears
+  python3 local/start_projector.py --units "$exp_dir/$encoder_conf/final" --init "$1" \
+    --manifest "$data_dir/train_general.jsonl.gz" --out_dir "$2"
+}
+
 run_stages
