@@ -65,7 +65,7 @@ def test_round_trip(tmp_path):
         (["--exp_dir", "x", "--optim.lr", "fast"], "optim.lr"),
         (["--exp_dir", "x", "--optim.kind", "adam"], "sgd"),
         (["--exp_dir", "x", "--bf16", "maybe"], "bf16"),
-        (["--exp_dir", "x", "--layer.rank", "many"], '"rank": Expected a <class \'int\'>. Got value: many'),
+        (["--exp_dir", "x", "--layer.rank", "many"], "\"rank\": Expected a <class 'int'>. Got value: many"),
         ([], "exp_dir"),
         (["--config", "/nowhere.yaml"], "nowhere"),
     ],

@@ -43,10 +43,10 @@ stage_5() {
   read -ra folders <<<"base $systems"
   folders=("${folders[@]/#/$exp_dir/}")
   stage "Decode the test set" outputs "${folders[@]/%//test/system.json}"
-  each "$decode_cmd" decode "base $systems"
+  each "$decode_cmd" decode_system "base $systems"
 }
 
 stage_6() {
   stage "Score" outputs "$results"
-  score
+  score_systems
 }

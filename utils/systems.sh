@@ -101,7 +101,7 @@ adapt() { # adapt NAME: full fine-tuning, or experts on the frozen base, as $con
   train "$1" "${options[@]}" "${accent_data[@]}"
 }
 
-decode() { # decode NAME: the test set, with the base or with a system
+decode_system() { # decode_system NAME: the test set, with the base or with a system
   local options of=$1 model=(--model "$base")
   read -ra options <<<"$decoding"
   if [ "$1" != base ]; then
@@ -118,7 +118,7 @@ decode() { # decode NAME: the test set, with the base or with a system
     --manifest "$data_dir/test.jsonl.gz" --out_dir "$exp_dir/$1/test" --on_change restart
 }
 
-score() { # scores the decodes, and writes the table
+score_systems() { # scores the decodes, and writes the table
   local system folder name rows=()
   for system in base $systems; do
     folder=$exp_dir/$system/test

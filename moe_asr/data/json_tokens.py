@@ -23,6 +23,7 @@ class JsonTokens(ABC):
     Args:
         folder: Where `tokenizer.json` is.
         size: Number of tokens V of the model; those that the file does not name become special. 0 ends with its last.
+        name: What messages call the file; by default its path.
 
     Raises:
         UserError: there is no such token set, it is damaged, or it has more tokens than the model.
@@ -33,23 +34,24 @@ class JsonTokens(ABC):
     command: ClassVar[str]
     """Who makes it."""
 
-    def __init__(self, folder: str | Path, size: int = 0):
+    def __init__(self, folder: str | Path, size: int = 0, name: str | None = None):
         path = Path(folder) / TOKENIZER
+        name = name or str(path)
         if not path.is_file():
-            raise UserError(f"no tokens at {path}: make them with python -m moe_asr.bin.{self.command}")
+            raise UserError(f"no tokens at {name}: make them with python -m moe_asr.bin.{self.command}")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             pieces = self._pieces(content)
             size = size or max(pieces) + 1
             if max(pieces) >= size:
-                raise UserError(f"{path} has {max(pieces) + 1} tokens, but its model only {size}: they do not fit")
+                raise UserError(f"{name} has {max(pieces) + 1} tokens, but its model only {size}: they do not fit")
             content["added_tokens"] += [_unnamed(index) for index in range(size) if index not in pieces]
             content["added_tokens"].sort(key=lambda token: token["id"])
             self._load(json.dumps(content, ensure_ascii=False))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"{path} is not the tokenizer of a {self.model}: fetch it again") from None
+            raise UserError(f"{name} is not the tokenizer of a {self.model}: fetch it again") from None
 
     def _load(self, content: str) -> None:
         import tokenizers  # comes with transformers; those who only use other tokens need not have it

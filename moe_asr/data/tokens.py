@@ -12,7 +12,7 @@ import sentencepiece
 
 from moe_asr.data.json_tokens import TOKENIZER, JsonTokens
 from moe_asr.data.llm_tokens import LLMTokens
-from moe_asr.data.whisper_tokens import START, WhisperTokens
+from moe_asr.data.whisper_tokens import WhisperTokens
 from moe_asr.errors import UserError
 from moe_asr.files import atomic_write
 
@@ -149,15 +149,15 @@ class Tokens:
 TokenSet = Union[Tokens, JsonTokens]
 
 
-def load_tokens(folder: str | Path) -> TokenSet:
+def load_tokens(folder: str | Path, whisper: bool = False) -> TokenSet:
     """The token set in a folder, of whichever kind.
+
+    Args:
+        whisper: whether a `tokenizer.json` is read as that of a Whisper, which the file alone does not tell
 
     Raises:
         UserError: there is none, or it is damaged.
     """
-    path = Path(folder) / TOKENIZER
-    if not path.is_file():
+    if not (Path(folder) / TOKENIZER).is_file():
         return Tokens(folder)
-    # a look at the text alone, since reading that of a large language model twice takes long
-    whisper = f'"{START}"'.encode() in path.read_bytes()
     return WhisperTokens(folder) if whisper else LLMTokens(folder)

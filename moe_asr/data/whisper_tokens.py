@@ -9,7 +9,6 @@ import re
 
 from moe_asr.data.json_tokens import JsonTokens
 
-START = "<|startoftranscript|>"
 _SPECIAL = re.compile(r"<\|.*\|>")
 _SPACE = "\u0120"  # how byte-level BPE writes a space
 

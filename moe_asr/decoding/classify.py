@@ -13,6 +13,7 @@ import torch
 from moe_asr.data.batches import BatchLoader, DataConfig
 from moe_asr.data.features import log_mel
 from moe_asr.data.manifests import read_manifests
+from moe_asr.decoding.labels import check_labels
 from moe_asr.device import pick_device
 from moe_asr.errors import UserError
 from moe_asr.files import atomic_write
@@ -62,7 +63,9 @@ def classify(config: ClassifyConfig) -> None:
     if not isinstance(loaded.model, DomainClassifier):
         raise UserError(f"{config.model} is no domain classifier; give the model folder of one")
     domains = loaded.model.domains
-    _check_labels(config, domains)
+    if config.unknown_domain == "error":
+        utterances, instead = read_manifests([config.manifest]), "unknown_domain to leave_out"
+        check_labels(utterances, config.domain_key, domains, config.manifest, config.model, instead)
     utterances, posteriors = _classified(config, loaded)
     if not utterances:
         raise UserError(f"no utterance of {config.manifest} has a label that {config.model} knows")
@@ -77,18 +80,6 @@ def classify(config: ClassifyConfig) -> None:
         json.dump({**facts, "settings": dataclasses.asdict(config), **record()}, file, indent=1, ensure_ascii=False)
         file.write("\n")
     print(f"{text}\nwritten to {out}: confusion.txt, confusion.png, classification.json")
-
-
-def _check_labels(config: ClassifyConfig, domains: tuple[str, ...]) -> None:
-    if config.unknown_domain == "leave_out":
-        return
-    labels = {getattr(utterance, config.domain_key) for utterance in read_manifests([config.manifest])}
-    unknown = sorted(labels - set(domains))
-    if unknown:
-        raise UserError(
-            f"{config.manifest}: {config.domain_key} {', '.join(map(repr, unknown[:5]))} is none that {config.model} "
-            f"knows, which are {', '.join(domains)}: correct the labels, or set unknown_domain to leave_out"
-        )
 
 
 @torch.inference_mode()

@@ -21,7 +21,7 @@ from moe_asr.data.features import log_mel
 from moe_asr.data.lang import read_lang
 from moe_asr.data.manifests import Utterance
 from moe_asr.decoding.adaptations import AdaptationFolders, find_adaptations
-from moe_asr.decoding.precision import Precision, computing_in, lower_weights
+from moe_asr.decoding.labels import check_labels
 from moe_asr.decoding.routing_log import ROUTING, RoutingLog
 from moe_asr.decoding.search import Search
 from moe_asr.decoding.search_config import Scored, SearchConfig
@@ -36,6 +36,7 @@ from moe_asr.methods.routing_monitor import expert_names
 from moe_asr.models.folder import LoadedModel, load_model
 from moe_asr.models.interface import Recogniser
 from moe_asr.models.lengths import check_lengths
+from moe_asr.models.precision import Precision, computing_in, lower_weights
 from moe_asr.provenance import record
 from moe_asr.quant import num_parameters
 from moe_asr.scoring.hallucination import LOOP, repeats
@@ -80,7 +81,8 @@ def decode(config: DecodeConfig) -> None:
     """Runs the whole of it.
 
     Raises:
-        UserError: see `load_model`, `find_adaptations`, `Search`, `BatchLoader` and `HypothesisStream`
+        UserError: see `load_model`, `find_adaptations`, `BatchLoader`, `check_lengths`, `check_labels`, `Search` and
+            `HypothesisStream`; fallback or global_route is not for these experts, or the model was never trained
     """
     if config.fallback < 0:
         raise UserError(f"fallback must not be negative, but is {config.fallback}")
@@ -90,6 +92,8 @@ def decode(config: DecodeConfig) -> None:
     loaded = load_model(config.model)
     if not isinstance(loaded.model, Recogniser):
         raise UserError(f"{config.model} is no recogniser; give the model folder of one")
+    if loaded.config.untrained:
+        raise UserError(f"{config.model}: its projector is still random: train it, see bin/import_speech_llm")
     tunable = num_parameters(loaded.model, without=loaded.model.frozen_parts)
     folders = find_adaptations(config.adaptation, config.manifest) if config.adaptation else None
     adapted = folders.load(loaded.model) if folders else None
@@ -107,8 +111,12 @@ def decode(config: DecodeConfig) -> None:
         sample_rate=loaded.config.features.sample_rate,
     )
     check_lengths(loader.utterances, loaded.model, loaded.config.features)
+    if adapted and adapted.domain_source(config.global_route, config.fallback) == "label":
+        key, instead = adapted.config.domain_key, "global_route to posterior or uniform"
+        domains = adapted.config.domains
+        check_labels(loader.utterances, key, domains, config.manifest, config.adaptation, instead)
     (adapted or loaded.model).to(device).eval()
-    whole_prefix = adapted is not None and adapted.adapter.needs_whole_prefix
+    whole_prefix = adapted is not None and adapted.needs_whole_prefix
     search = Search(loaded.model, config.search, loaded.tokens, cache=not whole_prefix)
     settings = _settings(config, loaded, adapted)
     lower_weights(loaded.model, config.precision)

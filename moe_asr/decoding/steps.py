@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from moe_asr.decoding.llm_steps import LMSteps
+from moe_asr.errors import UserError
 from moe_asr.experts import Adapter
 from moe_asr.models.encoder_decoder import EncoderDecoder
 from moe_asr.models.speech_llm import SpeechLLM
@@ -109,10 +110,17 @@ def start(
     Args:
         states_NTD: what the decoder sees of the speech, and `lengths_N` of it real
         max_tokens: of a hypothesis, prompt included
-        cache: of what was computed for earlier tokens; a language model always has it, since routers that look at the
-            whole text are refused there
+        cache: of what was computed for earlier tokens
+
+    Raises:
+        UserError: a language model is to have no cache
     """
     if isinstance(model, SpeechLLM):
+        if not cache:
+            raise UserError(
+                "a speech_llm always decodes with a cache: set router threshold_over: frame and granularity: frame for "
+                "experts on its language model"
+            )
         return LMSteps(model, states_NTD, lengths_N, adapter)
     if cache:
         return CachedSteps(model.decoder, states_NTD, lengths_N, max_tokens, adapter)

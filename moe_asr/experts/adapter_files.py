@@ -23,11 +23,17 @@ from moe_asr.files import atomic_folder
 FORMAT = 1
 
 
-def save_adapter(adapter: Adapter, folder: Union[str, Path], about: Optional[Mapping[str, Any]] = None) -> None:
+def save_adapter(
+    adapter: Adapter,
+    folder: Union[str, Path],
+    about: Optional[Mapping[str, Any]] = None,
+    base: Optional[str] = None,
+) -> None:
     """Writes the adapter atomically: specs, identity of the base, versions, and all tensors.
 
     Args:
         about: anything worth knowing (method, domain names, training data), kept as it is
+        base: identity of the base where its weights are no longer in the types that it is stored in
 
     Raises:
         UserError: the adapter is a stack of several
@@ -37,7 +43,7 @@ def save_adapter(adapter: Adapter, folder: Union[str, Path], about: Optional[Map
     info = {
         "format": FORMAT,
         "specs": [to_plain(spec) for spec in adapter.specs],
-        "base": base_identity(adapter.model),
+        "base": base or base_identity(adapter.model),
         "parameters": adapter.num_parameters(),
         "versions": {"moe_asr": __version__, "torch": metadata.version("torch")},
         "about": dict(about or {}),

@@ -14,7 +14,12 @@ from torch.nn import functional as F
 
 
 def product_mixture(
-    base: nn.Module, x_NTI: Tensor, A_ERI: Tensor, B_ERO: Tensor, gates: Tensor, scale: float,
+    base: nn.Module,
+    x_NTI: Tensor,
+    A_ERI: Tensor,
+    B_ERO: Tensor,
+    gates: Tensor,
+    scale: float,
     dropped_NTI: Optional[Tensor] = None,
 ) -> Tensor:
     """`y = W x + b + scale * sum_e w_e B_e A_e x`.
@@ -33,7 +38,12 @@ def product_mixture(
 
 
 def factor_mixture(
-    base: nn.Module, x_NTI: Tensor, A_ERI: Tensor, B_ERO: Tensor, gates: Tensor, scale: float,
+    base: nn.Module,
+    x_NTI: Tensor,
+    A_ERI: Tensor,
+    B_ERO: Tensor,
+    gates: Tensor,
+    scale: float,
     dropped_NTI: Optional[Tensor] = None,
 ) -> Tensor:
     """`y = W x + b + scale * (sum_e w_e B_e)(sum_e w_e A_e) x`: one LoRA of rank R for each utterance.

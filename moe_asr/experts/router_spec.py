@@ -102,6 +102,11 @@ class RouterSpec:
         return local or self._has_utterance_threshold
 
     @property
+    def looks_ahead(self) -> bool:
+        """Whether weights of a frame depend on later frames of the layer's input."""
+        return self.pools_frames and (self.over != "prefix" or self._has_utterance_threshold)
+
+    @property
     def memory_alone(self) -> bool:
         """Whether the weights depend on the memory and nothing else, so that they hold for a whole batch."""
         return self.needs_memory and not self.needs_input

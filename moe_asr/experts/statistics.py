@@ -14,6 +14,9 @@ from torch import Tensor
 class RoutingStatistics:
     """Sums of expert weights over all real frames shown to it.
 
+    While a text is being found, tokens of all hypotheses of the search are frames of the layers that see tokens, not
+    only those of the text that wins.
+
     Args:
         domains: names of the domains, in the order of the label ids; frames of other labels count for the total only
     """
@@ -82,7 +85,7 @@ class RoutingStatistics:
             for sums, value in zip((self._weights, self._active, self._frames), values):
                 tensor = torch.tensor(value, dtype=torch.double)
                 sums[layer] = sums[layer].cpu() + tensor if layer in sums else tensor
-            for route, value in values[3].items():
+            for route, value in values[3].items() if len(values) > 3 else ():  # older versions kept no thresholds
                 routes, tensor = self._thresholds.setdefault(layer, {}), torch.tensor(value, dtype=torch.double)
                 routes[route] = routes[route].cpu() + tensor if route in routes else tensor
 

@@ -108,6 +108,12 @@ class AdaptedRecogniser(nn.Module):
         parts = {**loss.parts, "balance": balance.detach()}
         return dataclasses.replace(loss, total=loss.total + balance, parts=parts)
 
+    @property
+    def needs_whole_prefix(self) -> bool:
+        """Whether a decoder has to run on all tokens so far at each step, for routers of its own layers."""
+        text = self.recogniser.text_streams
+        return any(spec.router.needs_whole_prefix and spec.stream in text for spec in self.adapter.specs)
+
     @contextmanager
     def route(
         self,
@@ -124,9 +130,8 @@ class AdaptedRecogniser(nn.Module):
             fallback: strength of the fallback to the base model where the domain is uncertain, see `entropy_fallback`
             with_texts: whether the model is given the texts of the batch, as in training
         """
+        self.domain_source(global_route, fallback)
         domains, scale = self.domain_weights(batch, global_route), None
-        if fallback and (domains is None or domains.shape[1] == 1):
-            raise UserError("fallback is for experts whose routers see the domain; leave it out")
         if domains is not None:
             scale = entropy_fallback(domains, fallback) if fallback else None
             domains, scale = self._leave_to_base(domains, scale)
@@ -136,23 +141,35 @@ class AdaptedRecogniser(nn.Module):
         with self.adapter.route(domains, lengths, scale, statistics, batch.domains_N, members_N) as routing:
             yield routing
 
+    def domain_source(self, global_route: Optional[Route] = None, fallback: float = 0.0) -> Optional[Route]:
+        """Where the domains come from whatever the batch; None where a choice of experts does not depend on them.
+
+        Raises:
+            UserError: global_route or fallback is not for these experts, or the route needs a classifier
+        """
+        if global_route is not None and not self._sees_domains:
+            raise UserError("global_route is for experts whose routers see the domain; leave it out")
+        if not self._sees_domains or self.adapter.num_experts == 1:
+            if fallback:
+                raise UserError("fallback is for experts whose routers see the domain; leave it out")
+            return None
+        source = global_route or self.config.global_route
+        if source == "posterior" and self.classifier is None:
+            raise UserError("global_route posterior needs a domain_classifier; give its model folder")
+        return source
+
     def domain_weights(self, batch: Batch, global_route: Optional[Route] = None) -> Optional[Tensor]:
         """(N, G) probability of each of G domains, (N, 1) ones for a single expert; None where no router asks for it.
 
         Raises:
-            UserError: the route needs a classifier that there is not, or labels that the batch does not have
+            UserError: the batch does not have labels that the route needs; see also `domain_source`
         """
-        G, device = max(1, len(self.config.domains)), batch.audio_NS.device
-        route = global_route or self.config.global_route
-        if not any(spec.router.needs_domains for spec in self.adapter.specs):
-            if global_route is not None:
-                raise UserError("global_route is for experts whose routers see the domain; leave it out")
-            return None
-        if self.adapter.num_experts == 1:
-            return torch.ones(len(batch), 1, device=device)
-        if route == "uniform":
+        source, G, device = self.domain_source(global_route), len(self.config.domains), batch.audio_NS.device
+        if source is None:
+            return torch.ones(len(batch), 1, device=device) if self._sees_domains else None
+        if source == "uniform":
             return torch.full((len(batch), G), 1 / G, device=device)
-        if route == "label":
+        if source == "label":
             if int(batch.domains_N.min()) < 0:
                 name = batch.ids[int(batch.domains_N.argmin())]
                 raise UserError(
@@ -160,11 +177,13 @@ class AdaptedRecogniser(nn.Module):
                     "global_route posterior or uniform"
                 )
             return nn.functional.one_hot(batch.domains_N, G).float()
-        if self.classifier is None:
-            raise UserError("global_route posterior needs a domain_classifier; give its model folder")
         with torch.no_grad():
             features = log_mel(batch.audio_NS, batch.audio_lengths_N, self.classifier_folder.config.features)
             return self.classifier.posteriors(*features)
+
+    @property
+    def _sees_domains(self) -> bool:
+        return any(spec.router.needs_domains for spec in self.adapter.specs)
 
     def _members_of(self, batch: Batch) -> Optional[Tensor]:
         if not self.members:
@@ -191,10 +210,14 @@ class AdaptedRecogniser(nn.Module):
         weights_NE = torch.where(total_N1 > 0, rest_NE / total_N1.clamp_min(1e-30), 1 / E)
         return weights_NE, total_N1[:, 0] * (1 if scale_N is None else scale_N)
 
-    def save(self, folder: str | Path, about: Optional[dict] = None) -> None:
-        """Writes everything but the recogniser: `adapter/`, `domain_classifier/` and `adaptation.yaml`, atomically."""
+    def save(self, folder: str | Path, about: Optional[dict] = None, base: Optional[str] = None) -> None:
+        """Writes everything but the recogniser: `adapter/`, `domain_classifier/` and `adaptation.yaml`, atomically.
+
+        Args:
+            about, base: see `save_adapter`
+        """
         with atomic_folder(folder) as new:
-            save_adapter(self.adapter, new / "adapter", about)
+            save_adapter(self.adapter, new / "adapter", about, base)
             if self.classifier is not None:
                 save_model(new / "domain_classifier", self.classifier, self.classifier_folder.config)
             save_config(dataclasses.replace(self.config, domain_classifier=None), new / "adaptation.yaml")

@@ -19,7 +19,7 @@ from moe_asr.models.folder import LoadedModel, load_model, save_model, tensor_by
 from moe_asr.models.interface import Model, Recogniser
 from moe_asr.models.speech_llm import SpeechLLM
 from moe_asr.models.time_conv import real_mask
-from moe_asr.quant import QuantConfig, bits_per_weight, dequantise, quantise
+from moe_asr.quant import QuantConfig, bits_per_weight, dequantise, matching_layers, quantise
 
 _LM_LAYERS = r"lm\.layers\..*"
 
@@ -70,11 +70,11 @@ def quantise_folder(config: QuantiseConfig) -> None:
 
 def _quantise(config: QuantiseConfig, loaded: LoadedModel) -> None:
     model, noise, quantisation = loaded.model, _noise(loaded), _chosen(config.quantisation, loaded.model)
-    expected, state = _outputs(model, noise), dict(model.state_dict())
-    names = quantise(model, quantisation)
-    for name in names:
+    for name in matching_layers(model, quantisation.targets):
         if model.frozen_parts and not name.startswith(model.frozen_parts):
             raise UserError(f"quantisation: {name} is for training and stays as it is: leave it out of the targets")
+    expected, state = _outputs(model, noise), dict(model.state_dict())
+    names = quantise(model, quantisation)
     squares = [_squares(state[f"{name}.weight"] - model.get_submodule(name).weight) for name in names]
     error = (sum(squares) / sum(_squares(state[f"{name}.weight"]) for name in names)).sqrt()
     bits = "32 (simulated)" if quantisation.simulate else f"{bits_per_weight(model):.3f}"

@@ -17,7 +17,9 @@ class RoutingMonitor:
 
     In its folder are `weights.png`, `thresholds.png` and `active_experts.png`, drawn anew each time, and
     `history.jsonl`, a line for each validation: `step`, `epoch` and for each layer its active experts and mean
-    thresholds on the real frames of the validation set. A run that goes on drops the lines that come again.
+    thresholds on the validation set. A threshold of each frame is averaged over real frames, one of each utterance over
+    utterances, long ones counting no more than short ones; a learned one is the same for all. A run that goes on drops
+    the lines that come again.
 
     Args:
         adapted: whose statistics these are

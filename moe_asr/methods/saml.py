@@ -95,11 +95,16 @@ def saml_specs(config: SamlConfig, attention_targets: Mapping[str, Sequence[str]
         attention_targets: layers of each kind, see `Recogniser.attention_targets`
 
     Raises:
-        UserError: there is no attention, or of an unknown kind
+        UserError: there is none, as of a speech LLM, or one of an unknown kind
     """
+    if not attention_targets:
+        raise UserError(
+            "saml is for models with attention in encoder and decoder of our own, which this is not; use experts on a "
+            "speech_llm"
+        )
     unknown = sorted(attention_targets.keys() - {"encoder", "decoder", "cross"})
-    if unknown or not attention_targets:
-        raise UserError(f"saml: kinds of attention are encoder, decoder and cross, not {', '.join(unknown) or 'none'}")
+    if unknown:
+        raise UserError(f"saml: kinds of attention are encoder, decoder and cross, not {', '.join(unknown)}")
     return tuple(
         ExpertSpec(
             targets=tuple(targets),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from moe_asr.errors import UserError
-from moe_asr.experts import ExpertSpec, matching_layers
+from moe_asr.experts import ExpertSpec, RouterSpec, matching_layers
 from moe_asr.models.interface import Recogniser
+from moe_asr.models.speech_llm import SpeechLLM
 
 
 def split_by_stream(recogniser: Recogniser, spec: ExpertSpec) -> tuple[ExpertSpec, ...]:
@@ -16,7 +17,8 @@ def split_by_stream(recogniser: Recogniser, spec: ExpertSpec) -> tuple[ExpertSpe
     the other layers of their block.
 
     Raises:
-        UserError: a router pools over tokens, which are not all known in decoding; see also `matching_layers`
+        UserError: a router pools over tokens that are not known in decoding, or over a memory of another width than its
+            layers; see also `matching_layers`
     """
     memory = set(matching_layers(recogniser, spec.memory_targets)) if spec.memory_targets else set()
     names = matching_layers(recogniser, spec.targets)
@@ -25,13 +27,10 @@ def split_by_stream(recogniser: Recogniser, spec: ExpertSpec) -> tuple[ExpertSpe
     for name in names:
         stream = of_block.get(_block(name)) if name in memory else None
         layers.setdefault(stream or recogniser.stream_of(name), []).append(name)
+    if spec.router.needs_memory:
+        _check_widths(recogniser, names)
     for stream in recogniser.text_streams & layers.keys():
-        if spec.router.pools_frames:
-            raise UserError(
-                f"experts: layer {layers[stream][0]} sees tokens, and this router pools over frames, which for tokens "
-                "are not all there yet in decoding: set router threshold_over: frame and granularity: frame (or "
-                "source: memory), or targets to other layers"
-            )
+        _check_text(recogniser, spec.router, layers[stream][0])
     return tuple(
         dataclasses.replace(
             spec,
@@ -43,9 +42,35 @@ def split_by_stream(recogniser: Recogniser, spec: ExpertSpec) -> tuple[ExpertSpe
     )
 
 
-def _targets(
-    recogniser: Recogniser, targets: tuple[str, ...], layers: list[str], inside: list[str]
-) -> tuple[str, ...]:
+def _check_widths(recogniser: Recogniser, layers: list[str]) -> None:
+    """A router has one width for its layers' input and the memory."""
+    for name in layers:
+        width = recogniser.get_submodule(name).in_features
+        if width != recogniser.encoder.width:
+            raise UserError(
+                f"experts: layer {name} takes input of width {width}, but the encoder's states, which this router "
+                f"looks at, are of width {recogniser.encoder.width}: set router granularity: frame and source: layer, "
+                "or targets to layers of that width"
+            )
+
+
+def _check_text(recogniser: Recogniser, router: RouterSpec, layer: str) -> None:
+    if isinstance(recogniser, SpeechLLM):
+        if router.pools_frames:
+            raise UserError(
+                f"experts: layer {layer} sees tokens, and this router pools over frames, but a language model decodes "
+                "token by token and keeps a cache: set router threshold_over: frame and granularity: frame, or targets "
+                "to other layers"
+            )
+    elif router.looks_ahead:
+        raise UserError(
+            f"experts: layer {layer} sees tokens, and this router pools over frames, which for tokens are not all "
+            "there yet in decoding: set router threshold_over: frame and granularity: frame (or over: prefix, or "
+            "source: memory), or targets to other layers"
+        )
+
+
+def _targets(recogniser: Recogniser, targets: tuple[str, ...], layers: list[str], inside: list[str]) -> tuple[str, ...]:
     """What matches those of the layers that are inside; a target that reaches beyond them gives way to names."""
     found: dict[str, None] = {}  # an ordered set
     for target in targets:

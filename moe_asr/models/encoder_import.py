@@ -12,7 +12,7 @@ from moe_asr.errors import UserError
 from moe_asr.models.build import model_kind
 from moe_asr.models.checkpoint_files import CONFIG, checkpoint_folder, read_json
 from moe_asr.models.encoders import EncoderConfig
-from moe_asr.models.folder import load_model
+from moe_asr.models.folder import load_weights, read_config, tensor_bytes
 from moe_asr.models.pretrained_checkpoint import read_pretrained_encoder
 from moe_asr.models.pretrained_encoder import ENCODER_TYPES
 from moe_asr.models.whisper_checkpoint import read_checkpoint
@@ -63,19 +63,19 @@ def read_encoder(source: str, layer: int = 0) -> ReadEncoder:
 
 
 def _of_folder(source: str) -> ReadEncoder:
-    loaded = load_model(source)
-    kind = model_kind(loaded.config.model)
+    folder = read_config(source)
+    kind = model_kind(folder.model)
     if kind not in _FOLDER_KINDS:
         raise UserError(f"{source} is a {kind}, and no recogniser: give one of {', '.join(_FOLDER_KINDS)}")
-    if loaded.config.quantisation is not None:
+    if folder.quantisation is not None:
         raise UserError(f"{source} is quantised: give the model that it was made from, and see bin/quantise")
-    part = getattr(loaded.config.model, kind)
+    part = getattr(folder.model, kind)
     if kind == "speech_llm":
         config = part.encoder
     else:
         config = EncoderConfig(**{"whisper" if kind == "whisper" else "conformer": part.encoder})
-    state = loaded.model.encoder.state_dict()
-    return ReadEncoder(config, loaded.config.features, state, len(loaded.model.state_dict()) - len(state))
+    state = load_weights(source, "encoder.")
+    return ReadEncoder(config, folder.features, state, len(tensor_bytes(source)) - len(state))
 
 
 def _of_whisper(source: str) -> ReadEncoder:

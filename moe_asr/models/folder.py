@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from moe_asr.config import load_config, save_config
@@ -65,13 +67,13 @@ def save_model(
     model: Model,
     config: FolderConfig,
     tokens: TokenSet | None = None,
-    frozen_from: str | Path | None = None,
+    frozen_from: BinaryIO | None = None,
 ) -> None:
     """Writes a model folder, atomically; an old one is replaced.
 
     Args:
         tokens: the token set, given for a recogniser and only for one.
-        frozen_from: model folder that has the same `frozen_parts`, byte for byte, so that they are not written again.
+        frozen_from: what `open_frozen` gave for a model of the same `frozen_parts`, which are then not written again.
 
     Raises:
         UserError: the model is not the one that `config` describes, for instance because it has experts attached.
@@ -83,7 +85,7 @@ def save_model(
     with atomic_folder(folder) as new:
         save_file(state, new / _WEIGHTS)
         if frozen and frozen_from is not None:
-            _link(Path(frozen_from) / _FROZEN, new / _FROZEN)
+            _link(frozen_from, new / _FROZEN)
         elif frozen:
             save_file(frozen, new / _FROZEN)
         save_config(config, new / _CONFIG)
@@ -97,25 +99,52 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Loaded
     Raises:
         UserError: the folder or a file in it is missing or damaged, or weights are missing, unexpected or misshapen.
     """
+    folder, config = Path(folder), read_config(folder)
+    kind = model_kind(config.model)
+    tokens = load_tokens(folder / _TOKENS, kind == "whisper") if issubclass(KINDS[kind], Recogniser) else None
+    model = _empty_model(config, tokens)
+    state = load_weights(folder, device=device)
+    check_state(state, model, str(folder / _WEIGHTS))
+    model.load_state_dict(state, assign=True)
+    return LoadedModel(model.eval(), config, tokens)
+
+
+def read_config(folder: str | Path) -> FolderConfig:
+    """What a model folder says of itself.
+
+    Raises:
+        UserError: the folder or a file in it is missing, or its configuration is damaged.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"no model folder at {folder}")
     for name in (_CONFIG, _WEIGHTS):
         if not (folder / name).is_file():
             raise UserError(f"{folder} is not a model folder: it has no {name}")
-    config = load_config(FolderConfig, folder / _CONFIG)
-    recognises = issubclass(KINDS[model_kind(config.model)], Recogniser)
-    tokens = load_tokens(folder / _TOKENS) if recognises else None
-    model = _empty_model(config, tokens)
+    return load_config(FolderConfig, folder / _CONFIG)
+
+
+def load_weights(folder: str | Path, part: str = "", device: str | torch.device = "cpu") -> dict[str, Tensor]:
+    """Weights whose names begin with `part`, under the rest of their names; others are not read.
+
+    Raises:
+        UserError: a file is damaged.
+    """
     state = {}
-    for path in _weight_files(folder):
+    for path in _weight_files(Path(folder)):
         try:
-            state |= load_file(path, device=str(device))
+            with safe_open(path, "pt", device=str(device)) as file:
+                names = [name for name in file.keys() if name.startswith(part)]
+                state |= {name[len(part) :]: file.get_tensor(name) for name in names}
         except SafetensorError as error:
             raise UserError(f"{path} is damaged ({error}): copy or train the model again") from None
-    check_state(state, model, str(folder / _WEIGHTS))
-    model.load_state_dict(state, assign=True)
-    return LoadedModel(model.eval(), config, tokens)
+    return state
+
+
+def open_frozen(folder: str | Path | None) -> AbstractContextManager[BinaryIO | None]:
+    """The file of a model's frozen parts, if it has one: open, it stays what it is if the folder is replaced."""
+    path = None if folder is None else Path(folder) / _FROZEN
+    return nullcontext() if path is None or not path.is_file() else open(path, "rb")
 
 
 def tensor_bytes(folder: str | Path) -> dict[str, int]:
@@ -132,12 +161,18 @@ def _weight_files(folder: Path) -> list[Path]:
     return [path for path in (folder / _WEIGHTS, folder / _FROZEN) if path.is_file()]
 
 
-def _link(source: Path, target: Path) -> None:
-    """The same file under another name, or a copy of it in another file system."""
+def _link(source: BinaryIO, target: Path) -> None:
+    """The open file under another name; a copy of it in another file system, or if its own name is no longer its."""
     try:
-        os.link(source, target)
+        os.link(source.name, target)
+        if os.path.samestat(os.fstat(source.fileno()), os.stat(target)):
+            return
+        os.unlink(target)
     except OSError:
-        shutil.copyfile(source, target)
+        pass
+    source.seek(0)
+    with open(target, "wb") as copy:
+        shutil.copyfileobj(source, copy)
 
 
 def _empty_model(config: FolderConfig, tokens: TokenSet | None) -> Model:

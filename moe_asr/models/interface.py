@@ -84,7 +84,8 @@ class Recogniser(Model):
 
     attention_targets: ClassVar[dict[str, tuple[str, ...]]]
     """Regular expressions for the query, key, value and output projections of each kind of attention that the model
-    has: `encoder`, `decoder` (over tokens) and `cross` (of tokens to encoder states)."""
+    has: `encoder`, `decoder` (over tokens) and `cross` (of tokens to encoder states). Empty where the parts are not our
+    own."""
 
     text_streams: ClassVar[frozenset[str]] = frozenset()
     """Those of the streams (see `stream_of`) whose frames are tokens, which come one after another in decoding."""

@@ -82,8 +82,9 @@ def read_lm(source: str) -> LMCheckpoint:
 
 
 def _read_tokens(folder: Path, source: str, size: int) -> LLMTokens:
+    name = f"{source}: its tokenizer"
     if (folder / TOKENIZER).is_file():
-        return LLMTokens(folder, size)
+        return LLMTokens(folder, size, name)
     if not any((folder / name).is_file() for name in _OTHER_TOKENIZERS):
         raise UserError(
             f"{source} has no tokenizer ({TOKENIZER}, tokenizer.model, or vocab.json and merges.txt): fetch it again, "
@@ -98,4 +99,4 @@ def _read_tokens(folder: Path, source: str, size: int) -> LLMTokens:
         except Exception as error:  # of several libraries, which do not say what they raise
             reason = str(error).strip().partition("\n")[0]
             raise UserError(f"{source} has no {TOKENIZER}, and its other tokenizer cannot be read: {reason}") from error
-        return LLMTokens(new, size)
+        return LLMTokens(new, size, name)

@@ -101,6 +101,7 @@ class PretrainedEncoder(SpeechEncoder):
         mask_N11T = None if int(lengths_N.min()) == T else real_mask(lengths_N, T)[:, None, None]
         for layer in self.layers:
             x_NTD = self.run_layer(layer, x_NTD, mask_N11T)
+            x_NTD = x_NTD[0] if isinstance(x_NTD, tuple) else x_NTD  # as those of transformers 5.0 are
         if not self.norm_first and hasattr(self, "layer_norm"):
             x_NTD = self.layer_norm(x_NTD)
         return x_NTD.masked_fill(padding_NT1, 0.0), lengths_N

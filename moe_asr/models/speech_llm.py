@@ -55,6 +55,9 @@ class SpeechLLMConfig:
         if self.lm.get("model_type") not in LM_TYPES:
             found = self.lm.get("model_type")
             raise UserError(f"speech_llm: no language model of type {found}, only {', '.join(LM_TYPES)}")
+        for name in ("vocab_size", "max_position_embeddings"):
+            if not isinstance(found := self.lm.get(name), int):
+                raise UserError(f"speech_llm: {name} of the language model must be a whole number, not {found}")
         rope = self.lm.get("rope_parameters") or self.lm.get("rope_scaling") or {}
         if rope.get("rope_type", rope.get("type")) in ("dynamic", "longrope"):
             raise UserError("speech_llm: positions of this language model depend on the longest utterance of a batch")
@@ -88,7 +91,7 @@ class SpeechLLM(Recogniser):
     """
 
     default_targets = (r"projector\.linear[12]",)
-    attention_targets = {"decoder": (r"lm\.layers\.\d+\.self_attn\.(q|k|v|o)_proj",)}
+    attention_targets = {}
     frozen_parts = ("encoder.", "lm.", "lm_head.")
     text_streams = frozenset({"lm"})
     begin_suppress: tuple[int, ...] = ()
@@ -136,17 +139,15 @@ class SpeechLLM(Recogniser):
         before_B = torch.tensor(self.config.before, dtype=torch.int64, device=tokens_NQ.device)
         before_NBW = self.embed(before_B).expand(N, -1, -1)
         room_NQW = speech_NLW.new_zeros(N, tokens_NQ.shape[1], W)
-        inputs_NMW = torch.cat([before_NBW.to(speech_NLW.dtype), speech_NLW, room_NQW], 1)
+        inputs_NMW = torch.cat([before_NBW, speech_NLW, room_NQW], 1)
         start_N = lengths_N + len(before_B)
         places_NQ = start_N[:, None] + torch.arange(tokens_NQ.shape[1], device=start_N.device)
-        inputs_NMW = inputs_NMW.scatter(
-            1, places_NQ[..., None].expand(-1, -1, W), self.embed(tokens_NQ).to(speech_NLW.dtype)
-        )
+        inputs_NMW = inputs_NMW.scatter(1, places_NQ[..., None].expand(-1, -1, W), self.embed(tokens_NQ))
         return inputs_NMW, start_N + tokens_NQ.shape[1]
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """(...) -> (..., W)"""
-        return self.lm.embed_tokens(tokens)
+        """(...) -> (..., W) in the number format of the norms, in which layers are summed up, as `speech` is."""
+        return self.lm.embed_tokens(tokens).to(self.lm.norm.weight.dtype)
 
     @property
     def output_weight(self) -> Tensor:
@@ -232,9 +233,7 @@ def _build_lm(config: dict[str, Any]) -> nn.Module:
         raise UserError("a speech_llm needs transformers: pip install 'moe_asr[whisper]'") from None
     try:
         lm_config = AutoConfig.for_model(**{**config, "attention_dropout": 0.0, "use_cache": False})
-        lm = AutoModel.from_config(
-            lm_config, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False
-        )
+        lm = AutoModel.from_config(lm_config, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False)
     except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"speech_llm: transformers cannot make this language model: {reason}") from None

@@ -1,7 +1,7 @@
 """Models with weights in 4 bits (NF4): stored packed, dequantised layer by layer in use."""
 
 from moe_asr.quant.config import QuantConfig
-from moe_asr.quant.convert import bits_per_weight, dequantise, is_quantised, num_parameters, quantise
+from moe_asr.quant.convert import bits_per_weight, dequantise, is_quantised, matching_layers, num_parameters, quantise
 from moe_asr.quant.layers import Nf4Embedding, Nf4Layer, Nf4Linear
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "bits_per_weight",
     "dequantise",
     "is_quantised",
+    "matching_layers",
     "num_parameters",
     "quantise",
 ]

@@ -36,7 +36,7 @@ def quantise(model: nn.Module, config: QuantConfig = QuantConfig()) -> list[str]
             raise UserError(f"quantise: {name} is in 4 bits already; dequantise the model first")
         if hasattr(module, "base") and hasattr(module, "A"):
             raise UserError(f"quantise: {name} has experts already; quantise the model first, then attach experts")
-    names = _matching(model, config.targets)
+    names = matching_layers(model, config.targets)
     layers = {id(layer): (name, layer) for name in names if (layer := model.get_submodule(name))}
     for name, layer in layers.values():
         if not (layer.weight.is_meta or layer.weight.isfinite().all()):
@@ -84,8 +84,12 @@ def num_parameters(model: nn.Module, without: Iterable[str] = ()) -> int:
     return sum(n for part in (sizes, packed) for name, n in part.items() if not name.startswith(left_out))
 
 
-def _matching(model: nn.Module, targets: Iterable[str]) -> list[str]:
-    """Names of the layers that match, in the model's order."""
+def matching_layers(model: nn.Module, targets: Iterable[str]) -> list[str]:
+    """Names of the layers that targets of a `QuantConfig` match, in the model's order.
+
+    Raises:
+        UserError: a target matches nothing, or is no regular expression
+    """
     layers = {name: None for name, module in model.named_modules(remove_duplicate=False) if can_pack(module)}
     found: set[str] = set()
     for target in targets:

@@ -18,7 +18,7 @@ class TrainConfig:
         max_steps: Updates after which it ends, if that comes first.
         optim: Optimiser, parameter groups, learning rate, clipping.
         accumulate: Batches per update; their losses count as those of one large batch.
-        precision: fp32; or bf16 for forward and backward, with weights and updates in fp32.
+        precision: fp32; or bf16 for forward and backward, with trained weights and updates in fp32.
         seed: Of dropout and augmentation.
         log_every: Updates per line of metrics.
         validate_unit: What validate_every counts.

@@ -8,25 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from moe_asr.config import save_config, to_plain
+from moe_asr.config import save_config
 from moe_asr.data.text_batches import TextBatch, TextDataConfig, TextLoader, read_pairs
 from moe_asr.data.unit_tokens import END, build_tokenizer, save_tokenizer
 from moe_asr.device import pick_device
-from moe_asr.errors import UserError
-from moe_asr.files import atomic_folder, lock_folder
+from moe_asr.files import atomic_folder
 from moe_asr.models.interface import Loss
 from moe_asr.models.language_model import LanguageModel, LanguageModelConfig
 from moe_asr.training.config import TrainConfig
 from moe_asr.training.loop import Trainer
 from moe_asr.training.optimizer import trainable_parameters
-from moe_asr.training.restart import start_trainer
+from moe_asr.training.restart import check_one_process, run_folder, run_identity, start_trainer
 from moe_asr.training.run_state import Progress
 from moe_asr.training.update import LossSums
 
@@ -68,9 +65,8 @@ def train_language_model(config: LanguageModelRunConfig) -> Progress:
     Raises:
         UserError: the configuration does not fit the data, see `TextLoader`, or see `Trainer`
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("training runs in one process only, but WORLD_SIZE says there are more: do not use torchrun")
-    exp_dir, device = Path(config.exp_dir), pick_device(config.device)
+    check_one_process()
+    device = pick_device(config.device)
     pairs, valid_pairs = read_pairs(config.data.files), read_pairs(config.valid.files)
     units = {unit for pair in pairs for unit in pair.source}
     tokenizer = build_tokenizer((pair.target for pair in pairs), units, config.prompt, config.vocab_size)
@@ -80,18 +76,13 @@ def train_language_model(config: LanguageModelRunConfig) -> Progress:
     torch.manual_seed(config.train.seed)
     model = LanguageModel(config.model, tokenizer.get_vocab_size(), tokenizer.token_to_id(END))
     model.to(device).train()
-    exp_dir.mkdir(parents=True, exist_ok=True)
-    lock = lock_folder(exp_dir, "training in")
-    try:
+    with run_folder(config) as exp_dir:
         trainer = _make_trainer(config, model, tokenizer, loader, valid_loader)
         save_config(config, exp_dir / "config.yaml")
         trainer.train()
         with atomic_folder(exp_dir / "final") as folder:
             model.save(folder)
             save_tokenizer(tokenizer, folder)
-    finally:
-        os.close(lock)
-    print(f"saved {exp_dir / 'final'}")
     return trainer.progress
 
 
@@ -130,12 +121,7 @@ def _perplexity(sums: LossSums) -> dict[str, float]:
 
 
 def _identity(config: LanguageModelRunConfig, tokenizer: Tokenizer) -> dict:
-    """All but the training settings that makes a run what it is, contents of files included."""
     files = [*config.data.files, *config.valid.files]
     files += [data.noise.confusions for data in (config.data, config.valid) if data.noise.confusions]
-    left_out = ("train", "exp_dir", "device", "on_change")
-    return {
-        **{key: value for key, value in to_plain(config).items() if key not in left_out},
-        "contents": {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in files},
-        "token_set": hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
-    }
+    token_set = hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
+    return {**run_identity(config, files), "token_set": token_set}

@@ -1,20 +1,25 @@
-"""Beginning a run in a folder: going on with what lies there, or throwing it away where settings changed."""
+"""A run in its folder, alone: going on with what lies there, or throwing it away where settings changed."""
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, Protocol
 
-from moe_asr.config import load_config
+from moe_asr.config import load_config, to_plain
 from moe_asr.errors import SettingsChanged, UserError
+from moe_asr.files import lock_folder
 from moe_asr.training.config import TrainConfig
 from moe_asr.training.loop import Trainer
 
 # What a run leaves in its folder, and what starting anew removes.
 _LOGS = ("train.log", "metrics.jsonl", "skipped.jsonl", "tensorboard", "routing")
 _OUTCOME = ("config.yaml", *_LOGS, "checkpoints", "final")
+_OTHER_SETTINGS = ("train", "exp_dir", "device", "on_change", "gradient_checkpointing")
 
 
 class RunSettings(Protocol):
@@ -23,6 +28,37 @@ class RunSettings(Protocol):
     exp_dir: str
     train: TrainConfig
     on_change: Literal["error", "restart"]
+
+
+def check_one_process() -> None:
+    """Raises UserError under torchrun."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("training runs in one process only, but WORLD_SIZE says there are more: do not use torchrun")
+
+
+@contextmanager
+def run_folder(config: RunSettings) -> Iterator[Path]:
+    """The folder of a run, made if missing, and no other process in it; says at the end where the outcome is.
+
+    Raises:
+        UserError: another process is training there
+    """
+    exp_dir = Path(config.exp_dir)
+    exp_dir.mkdir(parents=True, exist_ok=True)
+    lock = lock_folder(exp_dir, "training in")
+    try:
+        yield exp_dir
+    finally:
+        os.close(lock)
+    print(f"saved {exp_dir / 'final'}")
+
+
+def run_identity(config: RunSettings, files: Iterable[str]) -> dict:
+    """All but the training settings that makes a run what it is, contents of files included."""
+    return {
+        **{key: value for key, value in to_plain(config).items() if key not in _OTHER_SETTINGS},
+        "contents": {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in files},
+    }
 
 
 def start_trainer(config: RunSettings, start: Callable[[], Trainer]) -> Trainer:

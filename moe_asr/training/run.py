@@ -6,8 +6,6 @@ adaptation everything but the frozen recogniser.
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,18 +23,18 @@ from moe_asr.data.tokens import Tokens
 from moe_asr.device import pick_device
 from moe_asr.errors import UserError
 from moe_asr.experts import adapter_identity, base_identity
-from moe_asr.files import lock_folder
 from moe_asr.methods.adapt import adapt, load_adapted
 from moe_asr.methods.adaptation import AdaptationConfig, AdaptedRecogniser
 from moe_asr.methods.routing_monitor import RoutingMonitor
 from moe_asr.models.build import ModelConfig, build_model, complete_config
-from moe_asr.models.folder import FolderConfig, LoadedModel, load_model, save_model
+from moe_asr.models.folder import FolderConfig, LoadedModel, load_model, open_frozen, save_model
 from moe_asr.models.interface import Loss, Model, Recogniser
 from moe_asr.models.lengths import check_lengths
+from moe_asr.models.precision import Precision, lower_weights
 from moe_asr.provenance import record
 from moe_asr.training.config import TrainConfig
 from moe_asr.training.loop import Trainer
-from moe_asr.training.restart import start_trainer
+from moe_asr.training.restart import check_one_process, run_folder, run_identity, start_trainer
 from moe_asr.training.run_state import Progress
 
 
@@ -93,28 +91,24 @@ def train(config: RunConfig) -> Progress:
     Raises:
         UserError: the configuration contradicts itself or the data, or see `Trainer`
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("training runs in one process only, but WORLD_SIZE says there are more: do not use torchrun")
-    exp_dir, device = Path(config.exp_dir), pick_device(config.device)
+    check_one_process()
+    device = pick_device(config.device)
     torch.manual_seed(config.train.seed)
-    folder, tokens, model = _start(config)
-    model, trainable = _prepare(config, model)
-    model.to(device).train()
-    exp_dir.mkdir(parents=True, exist_ok=True)
-    lock = lock_folder(exp_dir, "training in")
-    try:
-        trainer = _make_trainer(config, model, folder, tokens, trainable)
-        save_config(_resolved(config, folder, model), exp_dir / "config.yaml")
-        trainer.train()
-        if isinstance(model, AdaptedRecogniser):
-            model.save(exp_dir / "final", {"base": config.init, **record()})
-        else:
-            finetuned = config.init is not None and not folder.untrained
-            folder = replace(folder, finetuned=finetuned, untrained=False)
-            save_model(exp_dir / "final", model, folder, tokens, frozen_from=config.init)
-    finally:
-        os.close(lock)
-    print(f"saved {exp_dir / 'final'}")
+    with open_frozen(config.init) as frozen:
+        folder, tokens, model = _start(config)
+        model, trainable = _prepare(config, model)
+        model.to(device).train()
+        with run_folder(config) as exp_dir:
+            trainer = _make_trainer(config, model, folder, tokens, trainable)
+            save_config(_resolved(config, folder, model), exp_dir / "config.yaml")
+            base = _lower_frozen(model, config.train.precision)
+            trainer.train()
+            if isinstance(model, AdaptedRecogniser):
+                model.save(exp_dir / "final", {"base": config.init, **record()}, base)
+            else:
+                finetuned = config.init is not None and not folder.untrained
+                folder = replace(folder, finetuned=finetuned, untrained=False)
+                save_model(exp_dir / "final", model, folder, tokens, frozen_from=frozen)
     return trainer.progress
 
 
@@ -152,6 +146,16 @@ def _unfreeze(model: Model, frozen: tuple[str, ...]) -> list[str]:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names)
     return names
+
+
+def _lower_frozen(model: nn.Module, precision: Precision) -> Optional[str]:
+    """Puts frozen parts into the precision of the products; returns the identity that the recogniser had before."""
+    recogniser = model.recogniser if isinstance(model, AdaptedRecogniser) else model
+    if precision == "fp32" or not recogniser.frozen_parts:
+        return None
+    identity = base_identity(recogniser)
+    lower_weights(recogniser, precision, recogniser.frozen_parts)
+    return identity
 
 
 def _make_trainer(
@@ -201,14 +205,11 @@ def _resolved(config: RunConfig, folder: FolderConfig, model: nn.Module) -> RunC
 
 
 def _identity(config: RunConfig, model: nn.Module, folder: FolderConfig, tokens: Optional[Tokens]) -> dict:
-    """All but the training settings that makes a run what it is, contents of files included."""
     manifests = [*config.data.manifests, *config.valid.manifests]
     without = replace(config, data=replace(config.data, num_workers=0), valid=replace(config.valid, num_workers=0))
     initial = config.init_adaptation or config.adaptation is not None and config.adaptation.initial_experts
-    left_out = ("train", "exp_dir", "device", "on_change", "gradient_checkpointing")
     return {
-        **{key: value for key, value in to_plain(without).items() if key not in left_out},
-        "contents": {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in manifests},
+        **run_identity(without, manifests),
         "initial_model": to_plain(folder) if config.init else None,
         "initial_weights": base_identity(model) if config.init or config.init_encoder else None,
         "initial_experts": adapter_identity(model.adapter) if initial else None,
@@ -229,10 +230,12 @@ def _start(config: RunConfig):
                 "replaces the tokens of a Whisper)"
             )
         loaded = load_model(config.init)
+        experts = config.adaptation is not None or config.init_adaptation is not None
+        if experts and loaded.config.untrained:
+            raise UserError(f"{config.init} has weights that were never trained: train it without experts first")
         if config.init_encoder is not None:
             raise UserError("init starts with a whole model, init_encoder with an encoder; give one of them")
-        whole = config.adaptation is None and config.init_adaptation is None and not loaded.model.frozen_parts
-        if loaded.config.quantisation is not None and whole:
+        if loaded.config.quantisation is not None and not experts and not loaded.model.frozen_parts:
             raise UserError(
                 f"{config.init} is quantised and cannot be fine-tuned as a whole: train experts on it (adaptation), or "
                 "fine-tune the model that it was made from and quantise that"

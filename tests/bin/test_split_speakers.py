@@ -8,9 +8,7 @@ from moe_asr.data.manifests import Utterance, read_manifest, write_manifest
 @pytest.fixture
 def run(tmp_path):
     counts = {"anna": 10, "bob": 2, "carl": 5}
-    rows = [
-        Utterance(f"{name}-{n}", "a.wav", 16000, 16000, "a", name) for name in counts for n in range(counts[name])
-    ]
+    rows = [Utterance(f"{name}-{n}", "a.wav", 16000, 16000, "a", name) for name in counts for n in range(counts[name])]
     write_manifest(tmp_path / "all.jsonl.gz", rows)
 
     def run(*speakers, **options):

@@ -27,7 +27,7 @@ def whisper_tokens(tmp_path):
 def test_text_survives_encoding_and_a_new_process(whisper_tokens, tmp_path):
     tokens, tokenizer = whisper_tokens
     tokens.save(tmp_path / "new")
-    again = load_tokens(tmp_path / "new")
+    again = load_tokens(tmp_path / "new", whisper=True)
     assert isinstance(again, WhisperTokens) and again.digest == tokens.digest and again.size == tokens.size
     for text in [*TEXTS, "on", "café 你好 0 1 2", "a <|endoftext|> <|0.00|> b"]:
         ids = tokens.encode(text)

@@ -51,9 +51,7 @@ def naive_beam(seed, limit, rules, config):
                 ended.append((y, score / length**config.length_penalty))
         ended = sorted(ended, key=lambda one: -one[1])[: config.beam]
         running = [one for one in grown if one[0][-1] != END][: config.beam]
-        if len(ended) == config.beam and (
-            not running or running[0][1] / length**config.length_penalty <= ended[-1][1]
-        ):
+        if len(ended) == config.beam and (not running or running[0][1] / length**config.length_penalty <= ended[-1][1]):
             break
     return [(y[:-1] if y[-1] == END else y, y[-1] != END, score) for y, score in ended]
 
@@ -79,9 +77,7 @@ def test_wide_beam_finds_all_texts_in_order(rules, penalty, bonus):
     config = SearchConfig("beam", beam=VOCAB**4, length_penalty=penalty, length_bonus=bonus)
     for seed, (found, limit) in enumerate(zip(search(beam, SEEDS[:4], limits, rules, config), limits)):
         texts = all_texts(seed, limit, rules)
-        expected = [
-            (y, cut, (p + bonus * len(y)) / (len(y) + (not cut)) ** penalty) for (y, cut), p in texts.items()
-        ]
+        expected = [(y, cut, (p + bonus * len(y)) / (len(y) + (not cut)) ** penalty) for (y, cut), p in texts.items()]
         assert_same(found, sorted(expected, key=lambda one: -one[2]))
 
 

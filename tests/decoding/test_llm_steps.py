@@ -6,6 +6,7 @@ from moe_asr.decoding.llm_steps import LMSteps
 from moe_asr.decoding.search_config import SearchConfig
 from moe_asr.errors import UserError
 from moe_asr.experts import ExpertSpec, RouterSpec, attach
+from moe_asr.models.precision import computing_in, lower_weights
 
 SEARCHES = [SearchConfig("greedy"), SearchConfig("beam", 4)]
 GLOBAL = RouterSpec(threshold="learned")
@@ -100,6 +101,23 @@ def test_in_bf16_batch_mates_change_nothing_and_the_batch_no_more_than_bf16_itse
     assert torch.equal(logits(others_NTF, lengths_N)[:, 0], rounded[:, 0])
     alone = torch.cat([logits(x_NTF[n : n + 1, :size], lengths_N[n : n + 1]) for n, size in enumerate(LENGTHS)], 1)
     assert (alone - rounded).abs().max() < (exact - rounded).abs().max() < 0.1 * exact.std()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.inference_mode()
+def test_with_lowered_weights_sums_stay_in_full_precision(kind):
+    """Behind the prefix as in it."""
+    model, (x_NTF, lengths_N) = speech_llm(kind), features(LENGTHS[:3])
+    lower_weights(model, "bf16")
+    seen = []
+    for module in (*model.lm.layers, model.lm.norm):
+        module.register_forward_pre_hook(lambda module, args: seen.append(args[0].dtype))
+    with computing_in("bf16", "cpu"):
+        steps = LMSteps(model, *model.speech(x_NTF, lengths_N))
+        steps.step(model.prompts(batch(3))[:, None])
+        steps.step(torch.ones(3, 1, 1, dtype=torch.int64))
+    assert model.lm.embed_tokens.weight.dtype == torch.bfloat16
+    assert seen == [torch.float32] * 6
 
 
 @pytest.mark.parametrize("config", SEARCHES)

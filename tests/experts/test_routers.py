@@ -1,4 +1,3 @@
-import math
 from dataclasses import replace
 
 import pytest
@@ -27,62 +26,6 @@ def setup(seed=0, **options):
 
 def run(router, x, routing):
     return router(x, routing.mask("default", x.shape[1]), routing)
-
-
-def select(spec, p_E, tau_logit):
-    if spec.select == "all":
-        return p_E
-    if spec.select == "topk":
-        return reference.top_k(p_E, spec.top_k)
-    level = spec.fixed_threshold if spec.threshold == "fixed" else 1 / (1 + math.exp(-tau_logit.item()))
-    if spec.hard:
-        return reference.hard_threshold(p_E, level / E)
-    return reference.soft_threshold(p_E, level / E)
-
-
-def pooled(router, x_TI, memory_TI, frames, t):
-    """z of one utterance, from `AttentivePooling` and means, which have tests of their own."""
-    spec, parts = router.spec, []
-    last = {"real": frames, "prefix": t + 1, "all": T}[spec.over]
-    for source, frames_TI, count in (("layer", x_TI, last), ("memory", memory_TI, T if spec.over == "all" else frames)):
-        if spec.source not in (source, "both"):
-            continue
-        if spec.pooling == "mean":
-            parts.append(frames_TI[:count].mean(0))
-        else:
-            over = "prefix" if (spec.over, source) == ("prefix", "layer") else "real"
-            pooling = getattr(router, f"pool_{source}")
-            parts.append(pooling(frames_TI[None, :count], torch.ones(1, count, dtype=torch.bool), over)[0, -1])
-    return torch.cat(parts)
-
-
-def naive(router, x_TI, memory_TI, g_E, frames, t):
-    """Weights of one frame of one utterance."""
-    spec, mean = router.spec, x_TI[:frames].mean(0)
-    looked_at = x_TI[t] if spec.granularity == "frame" else pooled(router, x_TI, memory_TI, frames, t)
-    parts = {}
-    for route, p_E, seen in (
-        ("global", (g_E.log() / spec.temperature).softmax(-1), x_TI[t] if spec.threshold_over == "frame" else mean),
-        ("local", None, looked_at),
-    ):
-        if {"given": "global", "local": "local"}.get(spec.route, route) != route:
-            continue
-        if route == "local":
-            logits_E = router.local @ seen + getattr(router, "local_bias", 0)
-            p_E = (logits_E / spec.local_temperature).softmax(-1)
-        tau = getattr(router, f"threshold_{route}_bias", torch.zeros(1))
-        if hasattr(router, f"threshold_{route}"):
-            tau = tau + getattr(router, f"threshold_{route}")[0] @ seen
-        parts[route] = select(spec, p_E, tau)
-    if len(parts) == 1:
-        return next(iter(parts.values()))
-    g, l = parts["global"], parts["local"]
-    if spec.combine == "gate":
-        a = (router.gate @ looked_at).softmax(-1)
-        return a[0] * g + a[1] * l
-    if spec.combine == "product":
-        return g * l / (g * l).sum() if (g * l).sum() > 0 else (g + l) / 2
-    return (g + l) if spec.combine == "sum" else (g + l) / 2
 
 
 UTTERANCE = dict(route="local", select="all", granularity="utterance")
@@ -139,7 +82,8 @@ def test_weights_equal_naive_loop(options):
     assert per_frame == (local_frames or spec.threshold_over == "frame")
     for n in range(N):
         for t in range(int(LENGTHS[n])):
-            expected = naive(router, x[n], routing.memory[0][n], routing.domains_NE[n], int(LENGTHS[n]), t)
+            memory, domains, length = routing.memory[0][n], routing.domains_NE[n], int(LENGTHS[n])
+            expected = reference.router_weights(router, x[n], memory, domains, length, t)
             torch.testing.assert_close(w[n, t] if per_frame else w[n], expected)
 
 
@@ -225,6 +169,21 @@ def test_who_pools_frames_depends_on_other_frames(pools, options):
     before, after = run(router, x, routing), run(router, changed, routing)
     rest = slice(1, None) if before.dim() == 3 else slice(None)
     assert torch.equal(before[:, rest], after[:, rest]) == (not pools)
+
+
+@pytest.mark.parametrize("ahead, options", [
+    (True, dict()), (False, FRAME), (True, UTTERANCE), (True, dict(UTTERANCE, source="both")),
+    (False, dict(UTTERANCE, over="prefix")), (False, dict(UTTERANCE, over="prefix", source="both")),
+    (True, dict(UTTERANCE, over="all")), (False, dict(UTTERANCE, source="memory")), (True, dict(route="given")),
+    (True, dict(granularity="utterance", over="prefix")), (False, dict(FRAME, granularity="utterance", over="prefix")),
+])  # fmt: skip
+def test_who_looks_ahead_depends_on_later_frames(ahead, options):
+    router, x, routing = setup(**options)
+    assert router.spec.looks_ahead == ahead
+    changed = x.clone()
+    changed[:, 1:] += torch.arange(I)
+    before, after = run(router, x, routing), run(router, changed, routing)
+    assert torch.equal(before[:, 0], after[:, 0]) == (not ahead)
 
 
 def test_rows_are_the_routing_of_some_utterances():

@@ -91,6 +91,14 @@ def test_thresholds_equal_naive_means(router):
         assert again.summary()["layers"][name]["thresholds"] == again.thresholds(name)
 
 
+def test_sums_without_thresholds_are_taken():
+    """As older versions wrote them."""
+    statistics, old = RoutingStatistics(["a"]), RoutingStatistics(["a"])
+    statistics.update("l", torch.tensor([[0.75, 0.25]]), None, torch.tensor([0]))
+    old.add({layer: sums[:3] for layer, sums in statistics.state().items()})
+    assert old.summary() == statistics.summary()
+
+
 def test_fixed_thresholds_and_layers_without_a_router_of_their_own_have_none():
     for router, first in ((RouterSpec(threshold="fixed"), set()), (RouterSpec(scope="block"), {"local", "global"})):
         model, statistics = Tower(layers=1), RoutingStatistics([])

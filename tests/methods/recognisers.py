@@ -21,7 +21,7 @@ from moe_asr.models.whisper import WhisperConfig
 ENCODER = ConformerConfig(mels=20, width=16, layers=2, heads=2)
 FEATURES = FeatureConfig(num_mels=20)
 DOMAINS = ("a", "b", "c")
-LM = dict(model_type="qwen2", vocab_size=9, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+LM = dict(model_type="qwen2", vocab_size=9, hidden_size=24, intermediate_size=40, num_hidden_layers=2,
           num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
           tie_word_embeddings=True)  # fmt: skip
 WHISPER = dict(mels=20, width=16, encoder_layers=1, decoder_layers=2, heads=2, ffn=24, max_frames=200, vocab_size=9,

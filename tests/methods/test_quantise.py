@@ -20,7 +20,7 @@ from moe_asr.models.conformer_ctc import ConformerCTCConfig
 from moe_asr.models.encoders import EncoderConfig
 from moe_asr.models.folder import FolderConfig, LoadedModel, load_model, save_model
 from moe_asr.models.projector import ProjectorConfig
-from moe_asr.models.speech_llm import SpeechLLMConfig
+from moe_asr.models.speech_llm import SpeechLLM, SpeechLLMConfig
 from moe_asr.quant import QuantConfig, is_quantised, quantise
 
 
@@ -186,8 +186,11 @@ class TestSpeechLLM:
         packed = {name.split(".")[0] for name, m in load_model(folder).model.named_modules() if hasattr(m, "codes")}
         assert packed == {"encoder", "lm"}
 
-    def test_projector_is_refused(self, speech_llm):
+    def test_projector_is_refused_before_anything_is_computed(self, speech_llm, monkeypatch):
         folder = speech_llm.with_name("nf4")
+        monkeypatch.setattr(SpeechLLM, "forward", None)
+        monkeypatch.setattr(SpeechLLM, "speech", None)
+        monkeypatch.setattr("moe_asr.methods.quantise.quantise", None)
         with pytest.raises(UserError, match="projector.linear1 is for training and stays as it is: leave it out"):
             quantise_folder(QuantiseConfig(str(speech_llm), str(folder), QuantConfig(("linear1",))))
         assert not folder.exists()

@@ -81,18 +81,70 @@ def test_layers_that_see_the_memory_go_with_their_block():
         assert split_by_stream(model, cross) == (cross,)
 
 
-REFUSED = [RouterSpec(), RouterSpec(route="given"), RouterSpec(route="local", granularity="utterance")]
+AHEAD = [RouterSpec(), RouterSpec(route="given"), RouterSpec(route="local", granularity="utterance")]
+PREFIX = RouterSpec(threshold_over="frame", granularity="utterance", pooling="attention", over="prefix")
 
 
-@pytest.mark.parametrize("router", REFUSED)
-def test_routers_that_pool_do_not_go_on_layers_of_tokens(router):
-    for kind, targets, layer in (("speech_llm", (r"lm\..*up_proj",), "lm.layers.0.mlp.up_proj"),
-                                 ("conformer_aed", ("q_proj",), "decoder.layers.0.self_attn.q_proj")):  # fmt: skip
-        says = f"layer {layer} sees tokens.*threshold_over: frame.*source: memory"
-        with pytest.raises(UserError, match=says) as error:
-            adapt(recogniser(kind), adaptation(targets, router))
-        assert "\n" not in str(error.value)
+def refused(kind, targets, router, says):
+    with pytest.raises(UserError, match=says) as error:
+        adapt(recogniser(kind), adaptation(targets, router))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("router", AHEAD)
+def test_routers_that_look_ahead_do_not_go_on_layers_of_tokens(router):
+    says = "layer decoder.layers.0.self_attn.q_proj sees tokens.*threshold_over: frame.*over: prefix.*source: memory"
+    refused("conformer_aed", ("q_proj",), router, says)
     adapt(recogniser("speech_llm"), adaptation((r"encoder\..*q_proj", "linear1"), router))
+
+
+@pytest.mark.parametrize("router", [*AHEAD, PREFIX, dataclasses.replace(PREFIX, source="both")])
+def test_routers_that_pool_do_not_go_on_a_language_model(router):
+    if not router.needs_memory:  # which would be refused for its width
+        says = "layer lm.layers.0.mlp.up_proj sees tokens.*keeps a cache.*threshold_over: frame and granularity: frame,"
+        assert "memory" not in refused("speech_llm", (r"lm\..*up_proj",), router, says)
+    assert recogniser("speech_llm").lm.config.hidden_size != recogniser("speech_llm").encoder.width
+    adapt(recogniser("speech_llm"), adaptation((r"encoder\..*q_proj",), router))
+
+
+@pytest.mark.parametrize("source", ["memory", "both"])
+def test_a_memory_of_another_width_is_refused(source):
+    router = RouterSpec(route="local", granularity="utterance", source=source)
+    for kind, target, width in (("speech_llm", r"lm\..*up_proj", 24), ("speech_llm", "linear2", 20),
+                                ("whisper", r"decoder\..*fc2", 24)):  # fmt: skip
+        refused(kind, (target,), router, f"takes input of width {width}, but the encoder's states.* of width 16")
+    if source == "memory":
+        adapt(recogniser("whisper"), adaptation((r"decoder\..*q_proj",), router))
+
+
+@pytest.mark.parametrize("kind", ["whisper", "conformer_aed"])
+def test_weights_of_the_text_so_far_are_those_of_training(kind):
+    """A decoder without a cache has them at each step, for every hypothesis and whoever else is in the batch."""
+    adapted = fill(adapt(recogniser(kind), adaptation((r"decoder\..*(self_attn\.q_proj|fc1)",), PREFIX))).eval()
+    assert adapted.needs_whole_prefix
+    steps_equal_the_whole_text(adapted, cache=False)
+    together = loss(adapted, batch()).total
+    alone = sum(loss(adapted, cut(batch(), n)).total for n in range(3))
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-4)
+
+
+def test_only_routers_of_text_layers_forbid_a_cache():
+    for kind, target in (("speech_llm", r"encoder\..*q_proj"), ("conformer_aed", r"encoder\..*q_proj")):
+        adapted = adapt(recogniser(kind), adaptation((target,), PREFIX))
+        assert adapted.adapter.needs_whole_prefix and not adapted.needs_whole_prefix
+
+
+def test_a_language_model_is_not_decoded_without_a_cache():
+    model, states_NLW = recogniser("speech_llm"), torch.zeros(1, 4, 24)
+    with pytest.raises(UserError, match="a speech_llm always decodes with a cache"):
+        start(model, states_NLW, torch.tensor([4]), 12, cache=False)
+
+
+def test_saml_is_refused_on_a_speech_llm():
+    with pytest.raises(UserError, match="saml is for .* use experts on a speech_llm") as error:
+        adapt(recogniser("speech_llm"), AdaptationConfig(saml=SamlConfig(3, 1)))
+    assert "\n" not in str(error.value)
 
 
 TOKENS = [(r"lm\..*_proj",), TARGETS["speech_llm"][1], EVERYWHERE[:2]]
@@ -173,14 +225,17 @@ def test_balance_does_not_see_padding(kind, targets):
 @pytest.mark.parametrize("kind, targets", TEXT)
 def test_cached_steps_equal_the_whole_text(kind, targets):
     """Weights of text layers in decoding are those of training: step by step, two hypotheses at a time."""
-    adapted = fill(adapt(recogniser(kind), adaptation(targets))).eval()
+    steps_equal_the_whole_text(fill(adapt(recogniser(kind), adaptation(targets))).eval())
+
+
+def steps_equal_the_whole_text(adapted, cache=True):
     model, b = adapted.recogniser, batch()
     texts_NKU = torch.randint(5, 9, (3, 2, 4), generator=torch.Generator().manual_seed(5))
     x_NTF, lengths_N = features(b)
     with torch.no_grad():
         with adapted.route(b, lengths_N):
-            states = model.speech(x_NTF, lengths_N) if kind == "speech_llm" else model.encode(x_NTF, lengths_N)
-            steps = start(model, *states, 12, adapted.adapter)
+            states = (model.speech if hasattr(model, "speech") else model.encode)(x_NTF, lengths_N)
+            steps = start(model, *states, 12, adapted.adapter, cache)
             logits = [steps.step(model.prompts(b)[:, None])]
             steps.reorder(torch.zeros(3, 2, dtype=torch.int64))
             logits += [steps.step(texts_NKU[:, :, u, None]) for u in range(4)]

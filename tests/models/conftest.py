@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from moe_asr.data.features import FeatureConfig
+from moe_asr.data.tokens import train_tokens
+from moe_asr.models.build import ModelConfig, build_model
 from moe_asr.models.conformer import ConformerConfig
+from moe_asr.models.conformer_aed import ConformerAEDConfig
+from moe_asr.models.conformer_ctc import ConformerCTCConfig
+from moe_asr.models.domain_classifier import DomainClassifierConfig
+from moe_asr.models.folder import FolderConfig, save_model
+from moe_asr.models.transformer_decoder import DecoderConfig
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `import whisper_checkpoints`
 
@@ -48,3 +56,22 @@ def make_batch():
         return features, torch.tensor(lengths), utterances
 
     return make
+
+
+@pytest.fixture
+def save_ours(tiny):
+    """Saves a new model of some kind, with tokens where it needs them, and returns its folder."""
+
+    def save(folder, kind):
+        tokens = train_tokens(["a cab", "bad dab"], folder.parent / "lang", "char")
+        torch.manual_seed(1)
+        part = {
+            "conformer_ctc": lambda: ConformerCTCConfig(tiny, tokens.size),
+            "conformer_aed": lambda: ConformerAEDConfig(tiny, DecoderConfig(1, 2, 8), tokens.size),
+            "domain_classifier": lambda: DomainClassifierConfig(tiny, domains=("a", "b")),
+        }[kind]()
+        config = FolderConfig(ModelConfig(**{kind: part}), FeatureConfig(num_mels=tiny.mels, normalise="mean_var"))
+        save_model(folder, build_model(config.model), config, None if kind == "domain_classifier" else tokens)
+        return folder
+
+    return save

@@ -1,6 +1,7 @@
 """Parts of a model that are never fine-tuned are stored once."""
 
 import os
+import shutil
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from moe_asr.errors import UserError
 from moe_asr.models import folder as folder_module
 from moe_asr.models.build import ModelConfig, build_model
 from moe_asr.models.encoders import EncoderConfig
-from moe_asr.models.folder import FolderConfig, load_model, save_model, tensor_bytes
+from moe_asr.models.folder import FolderConfig, load_model, load_weights, open_frozen, save_model, tensor_bytes
 from moe_asr.models.speech_llm import SpeechLLMConfig
 
 
@@ -22,6 +23,7 @@ def saved(tiny, tmp_path):
     tokens = train_tokens(["a cab", "bad dab"], tmp_path / "lang", "char")
     lm = {"model_type": "qwen2", "vocab_size": tokens.size, "hidden_size": 8, "intermediate_size": 12}
     lm |= {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": True}
+    lm |= {"max_position_embeddings": 64}
     config = FolderConfig(
         ModelConfig(speech_llm=SpeechLLMConfig(EncoderConfig(conformer=tiny), lm, after=(3,), end=2)),
         FeatureConfig(num_mels=7),
@@ -50,7 +52,8 @@ def test_is_one_file_for_all_that_have_it_in_common(saved, tmp_path):
     init, model, config, tokens = saved
     with torch.no_grad():
         model.projector.linear1.bias += 1
-    save_model(tmp_path / "base", model, config, tokens, frozen_from=init)
+    with open_frozen(init) as frozen:
+        save_model(tmp_path / "base", model, config, tokens, frozen_from=frozen)
     assert os.path.samefile(init / "frozen.safetensors", tmp_path / "base" / "frozen.safetensors")
     assert torch.equal(load_model(tmp_path / "base").model.projector.linear1.bias, model.projector.linear1.bias)
     before = (init / "frozen.safetensors").read_bytes()
@@ -68,10 +71,35 @@ def test_is_copied_where_links_are_impossible(saved, tmp_path, monkeypatch):
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr(folder_module.os, "link", link)
-    save_model(tmp_path / "base", model, config, tokens, frozen_from=init)
+    with open_frozen(init) as frozen:
+        save_model(tmp_path / "base", model, config, tokens, frozen_from=frozen)
     copy = tmp_path / "base" / "frozen.safetensors"
-    assert copy.read_bytes() == (init / "frozen.safetensors").read_bytes() and not os.path.samefile(init, tmp_path)
+    assert copy.read_bytes() == (init / "frozen.safetensors").read_bytes()
     assert not os.path.samefile(copy, init / "frozen.safetensors")
+
+
+@pytest.mark.parametrize("how", ["replaced", "removed"])
+def test_is_the_file_that_was_opened_whatever_lies_there_now(saved, tmp_path, how):
+    init, model, config, tokens = saved
+    before = (init / "frozen.safetensors").read_bytes()
+    with open_frozen(init) as frozen:
+        shutil.rmtree(init)
+        if how == "replaced":
+            save_model(init, build_model(config.model), config, tokens)
+        save_model(tmp_path / "base", model, config, tokens, frozen_from=frozen)
+    assert (tmp_path / "base" / "frozen.safetensors").read_bytes() == before
+
+
+def test_a_model_without_them_has_no_such_file(tmp_path):
+    for folder in (None, tmp_path):
+        with open_frozen(folder) as frozen:
+            assert frozen is None
+
+
+def test_a_part_is_read_alone(saved):
+    init, model, *_ = saved
+    weights, expected = load_weights(init, "projector."), model.projector.state_dict()
+    assert weights.keys() == expected.keys() and all(torch.equal(weights[name], expected[name]) for name in weights)
 
 
 def test_one_line_says_that_it_is_missing_or_damaged(saved):

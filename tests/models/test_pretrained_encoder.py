@@ -69,6 +69,17 @@ def test_states_of_one_utterance_are_those_of_transformers(kind, make_batch):
         torch.testing.assert_close(states_1TD, expected_1TD, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["group post-norm", "group pre-norm"])
+def test_layers_may_give_tuples(kind, make_batch):
+    """Those of transformers 5.0 do."""
+    ours = both(kind)[1]
+    audio_NS1, lengths_N, _ = make_batch(LENGTHS, mels=1)
+    expected = ours(audio_NS1, lengths_N)[0]
+    for layer in ours.layers:
+        layer.register_forward_hook(lambda module, inputs, output: (output,))
+    assert torch.equal(ours(audio_NS1, lengths_N)[0], expected)
+
+
 @pytest.mark.parametrize("kind", ["group post-norm", "group pre-norm", "data2vec"])
 @pytest.mark.parametrize("layer", [1, 2, 3])
 def test_a_layer_gives_that_hidden_state_of_transformers(kind, layer, make_batch):

@@ -260,10 +260,15 @@ def test_the_projector_learns_below_a_language_model_in_4_bits(make, make_batch,
         ({"before": (3, -1)}, "before names token -1"),
         ({"tokens_per_frame": 0.0}, "tokens_per_frame must be above 0"),
         ({"lm": {"model_type": "bert"}}, "no language model of type bert, only qwen2, qwen3, llama"),
+        ({"lm": {"model_type": "qwen2"}}, "vocab_size of the language model must be a whole number, not None"),
+        (
+            {"lm": {"model_type": "qwen2", "vocab_size": 40, "max_position_embeddings": "64"}},
+            "max_position_embeddings of the language model must be a whole number, not 64",
+        ),
     ],
 )
 def test_bad_configurations_are_one_line(tiny, change, message):
-    lm = {"model_type": "qwen2", "vocab_size": 40}
+    lm = {"model_type": "qwen2", "vocab_size": 40, "max_position_embeddings": 64}
     with pytest.raises(UserError, match=message) as caught:
         SpeechLLMConfig(EncoderConfig(conformer=tiny), **{"lm": lm, "after": AFTER, "end": END, **change})
     assert "\n" not in str(caught.value)

@@ -9,49 +9,27 @@ from safetensors.torch import load_file, save_file
 transformers = pytest.importorskip("transformers")
 
 import lm_checkpoints  # noqa: E402
-import whisper_checkpoints  # noqa: E402
 from whisper_checkpoints import edit  # noqa: E402
 
 from moe_asr.bin.import_speech_llm import ImportConfig, import_speech_llm  # noqa: E402
-from moe_asr.data.features import FeatureConfig  # noqa: E402
 from moe_asr.data.llm_tokens import LLMTokens  # noqa: E402
-from moe_asr.data.tokens import train_tokens  # noqa: E402
 from moe_asr.errors import UserError  # noqa: E402
-from moe_asr.models.build import ModelConfig, build_model  # noqa: E402
-from moe_asr.models.conformer_aed import ConformerAEDConfig  # noqa: E402
-from moe_asr.models.conformer_ctc import ConformerCTCConfig  # noqa: E402
-from moe_asr.models.domain_classifier import DomainClassifierConfig  # noqa: E402
-from moe_asr.models.folder import FolderConfig, load_model, save_model  # noqa: E402
+from moe_asr.models.folder import load_model  # noqa: E402
 from moe_asr.models.projector import ProjectorConfig  # noqa: E402
-from moe_asr.models.transformer_decoder import DecoderConfig  # noqa: E402
-from moe_asr.quant import QuantConfig, quantise  # noqa: E402
 
 PROMPT = "<|im_start|>turn <speech><|im_end|>the light"
 
 
 @pytest.fixture
-def encoder(tmp_path, tiny):
+def encoder(tmp_path, save_ours):
     """A model folder of ours."""
-    return save_ours(tmp_path / "encoder", tiny, "conformer_ctc")
+    return save_ours(tmp_path / "encoder", "conformer_ctc")
 
 
 @pytest.fixture
 def lm(tmp_path):
     lm_checkpoints.save_lm(tmp_path / "lm")
     return tmp_path / "lm"
-
-
-def save_ours(folder, size, kind):
-    tokens = train_tokens(["a cab", "bad dab"], folder.parent / "lang", "char")
-    torch.manual_seed(1)
-    part = {
-        "conformer_ctc": lambda: ConformerCTCConfig(size, tokens.size),
-        "conformer_aed": lambda: ConformerAEDConfig(size, DecoderConfig(1, 2, 8), tokens.size),
-        "domain_classifier": lambda: DomainClassifierConfig(size, domains=("a", "b")),
-    }[kind]()
-    config = FolderConfig(ModelConfig(**{kind: part}), FeatureConfig(num_mels=size.mels, normalise="mean_var"))
-    save_model(folder, build_model(config.model), config, None if kind == "domain_classifier" else tokens)
-    return folder
 
 
 def taken(encoder, lm, **choices):
@@ -114,64 +92,6 @@ def test_only_the_projector_depends_on_the_seed(encoder, lm):
     assert lines[3] == f"projector: {sum(p.numel() for p in projector.parameters()):,} parameters, new (seed 0)"
 
 
-class TestEncoder:
-    def test_of_a_model_with_a_decoder(self, tmp_path, tiny, lm):
-        folder = save_ours(tmp_path / "aed", tiny, "conformer_aed")
-        theirs, ours = load_model(folder), taken(folder, lm)[0]
-        assert ours.config.model.speech_llm.encoder.conformer == tiny
-        x_NTF, lengths = torch.randn(2, 30, tiny.mels), torch.tensor([30, 17])
-        assert torch.equal(ours.model.encode(x_NTF, lengths)[0], theirs.model.encode(x_NTF, lengths)[0])
-
-    def test_of_another_speech_llm(self, tmp_path, encoder, lm):
-        taken(encoder, lm, out_dir=str(tmp_path / "first"))
-        ours = taken(tmp_path / "first", lm)[0]
-        assert torch.equal(ours.model.encoder.layers[0].ffn1.up.weight,
-                           load_model(encoder).model.encoder.layers[0].ffn1.up.weight)  # fmt: skip
-
-    @pytest.mark.parametrize("without_embedding", [False, True])
-    def test_of_a_whisper_checkpoint(self, tmp_path, lm, without_embedding):
-        theirs = whisper_checkpoints.save_checkpoint(tmp_path / "whisper")
-        if without_embedding:
-            change(tmp_path / "whisper", lambda state: state.pop("model.decoder.embed_tokens.weight"))
-        ours, lines = taken(tmp_path / "whisper", lm)
-        assert (ours.config.features.kind, ours.config.features.num_mels) == ("whisper", 16)
-        features = torch.randn(1, 200, 16)
-        expected = theirs.model.encoder(features.transpose(1, 2)).last_hidden_state
-        states = ours.model.encode(features, torch.tensor([200]))[0]
-        torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-4)
-        assert f"{52 - without_embedding} others of it left out" in lines[1]
-
-    def test_of_a_hubert_checkpoint(self, tmp_path, lm):
-        config = transformers.HubertConfig(
-            hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, conv_dim=(8, 8),
-            conv_kernel=(10, 8), conv_stride=(5, 4), num_feat_extract_layers=2, num_conv_pos_embeddings=4,
-            num_conv_pos_embedding_groups=2,
-        )  # fmt: skip
-        transformers.HubertModel(config).save_pretrained(tmp_path / "hubert")
-        transformers.Wav2Vec2FeatureExtractor().save_pretrained(tmp_path / "hubert")
-        ours = taken(tmp_path / "hubert", lm, layer=1)[0]
-        assert ours.config.model.speech_llm.encoder.pretrained.layer == 1 and len(ours.model.encoder.layers) == 1
-        assert ours.config.features.kind == "waveform"
-
-    def test_that_is_none(self, tmp_path, tiny, encoder, lm):
-        (tmp_path / "empty").mkdir()
-        with pytest.raises(UserError, match="empty holds no encoder: .* .no config.yaml. .* .no config.json."):
-            taken(tmp_path / "empty", lm)
-        with pytest.raises(UserError, match="lm holds no speech encoder: its model_type is qwen2, known are whisper, "):
-            taken(lm, lm)
-        classifier = save_ours(tmp_path / "classifier", tiny, "domain_classifier")
-        with pytest.raises(UserError, match="is a domain_classifier, and no recogniser"):
-            taken(classifier, lm)
-        with pytest.raises(UserError, match="layer is for wav2vec 2.0, .* is a model folder: leave layer out"):
-            taken(encoder, lm, layer=2)
-        loaded = load_model(encoder)
-        quantise(loaded.model, quantisation := QuantConfig())
-        config = FolderConfig(loaded.config.model, loaded.config.features, quantisation=quantisation)
-        save_model(tmp_path / "nf4", loaded.model, config, loaded.tokens)
-        with pytest.raises(UserError, match="nf4 is quantised: give the model that it was made from"):
-            taken(tmp_path / "nf4", lm)
-
-
 class TestTokens:
     def test_are_converted_where_there_is_no_tokenizer_json(self, encoder, lm):
         expected = taken(encoder, lm)[0].tokens
@@ -221,8 +141,20 @@ class TestTokens:
     def test_more_than_the_embedding(self, tmp_path, encoder):
         lm_checkpoints.make_lm(vocab=200).save_pretrained(tmp_path / "lm")
         lm_checkpoints.save_tokenizer(tmp_path / "lm")
-        with pytest.raises(UserError, match="has 283 tokens, but its model only 200"):
+        with pytest.raises(UserError, match="^.*/lm: its tokenizer has 283 tokens, but its model only 200"):
             taken(encoder, tmp_path / "lm")
+        content = json.loads((tmp_path / "lm/tokenizer.json").read_text(encoding="utf-8"))["model"]
+        (tmp_path / "lm/tokenizer.json").unlink()
+        (tmp_path / "lm/vocab.json").write_text(json.dumps(content["vocab"]), encoding="utf-8")
+        merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in content["merges"]]
+        (tmp_path / "lm/merges.txt").write_text("\n".join(merges), encoding="utf-8")
+        with pytest.raises(UserError, match="^.*/lm: its tokenizer has [0-9]+ tokens, but its model only 200"):
+            taken(encoder, tmp_path / "lm")
+
+    def test_of_the_language_model_stay_so_whatever_they_are_called(self, encoder, lm):
+        text = (lm / "tokenizer.json").read_text(encoding="utf-8").replace("<|endoftext|>", "<|startoftranscript|>")
+        (lm / "tokenizer.json").write_text(text, encoding="utf-8")
+        assert type(taken(encoder, lm)[0].tokens) is LLMTokens
 
 
 class TestPrompt:

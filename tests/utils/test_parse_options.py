@@ -79,6 +79,14 @@ def test_config_file(options):
         assert says in options.run("--config", "bad.conf", code=2)
 
 
+def test_a_file_of_defaults_leaves_what_was_given(recipe):
+    recipe.script(f"read_defaults size.conf\n{PRINT}", OPTIONS)
+    recipe.write("size.conf", 'epochs=9\nname="x y"\n')
+    recipe.write("mine.conf", "name=mine\n")
+    assert "epochs=9 name=x y bf16=false" in recipe.run()
+    assert "epochs=3 name=mine bf16=true" in recipe.run("--epochs", "3", "--bf16", "true", "--config", "mine.conf")
+
+
 def test_help(options):
     options.script('stage_1() {\n  stage "Make it"\n}', OPTIONS)
     output = options.run("--help")

@@ -19,9 +19,7 @@ from moe_asr.experts import Adapter, ExpertLinear, ExpertSpec, RouterSpec, attac
 from moe_asr.experts.context import RoutingContext
 
 NUM_EXPERTS, RANK = 8, 16
-SAML = RouterSpec(
-    route="local", select="all", granularity="utterance", pooling="attention", bias=True, scope="kind"
-)
+SAML = RouterSpec(route="local", select="all", granularity="utterance", pooling="attention", bias=True, scope="kind")
 DENSE = RouterSpec(route="local", select="all")
 GIVEN = RouterSpec(route="given", select="all")
 HIERARCHICAL = RouterSpec()

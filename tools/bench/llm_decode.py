@@ -29,7 +29,7 @@ def speech_llm(quick: bool) -> SpeechLLM:
     width, layers, heads, vocab = (16, 1, 2, 50) if quick else (256, 4, 4, 4000)
     lm = dict(model_type="qwen2", vocab_size=vocab, hidden_size=width, intermediate_size=4 * width, eos_token_id=END,
               num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=heads,
-              tie_word_embeddings=True)  # fmt: skip
+              max_position_embeddings=32768, tie_word_embeddings=True)  # fmt: skip
     encoder = EncoderConfig(conformer=ConformerConfig(mels=4, width=4, layers=1, heads=1))
     tokens = dict(before=(3, 4), after=(5, 6), end=END, suppress=(END,))
     return SpeechLLM(SpeechLLMConfig(encoder, lm, ProjectorConfig(ffn=4), **tokens)).eval()

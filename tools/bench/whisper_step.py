@@ -110,6 +110,7 @@ def with_peft(model: Whisper) -> Whisper:
 
 def experts(quick: bool, seconds: float) -> list[Row]:
     """The whole model with experts in every linear layer, no padding."""
+
     def row(name: str, above: Wrap, below: Wrap, bar: Optional[float], better: str, bf16: bool = False) -> Row:
         def build() -> tuple[Call, Call]:
             model, features = whisper(quick), log_mel(*speech(2, seconds), FREE)

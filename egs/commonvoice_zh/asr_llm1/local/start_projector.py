@@ -22,7 +22,7 @@ from moe_asr.data.batches import BatchLoader, DataConfig
 from moe_asr.data.features import log_mel
 from moe_asr.data.unit_tokens import BLANK
 from moe_asr.errors import UserError
-from moe_asr.models.folder import LoadedModel, load_model, save_model
+from moe_asr.models.folder import LoadedModel, load_model, open_frozen, save_model
 from moe_asr.models.time_conv import real_mask
 
 
@@ -118,7 +118,8 @@ def start(config: StartConfig) -> None:
             right += int((nearest_M == units_M).sum())
         nearest = f"nearest unit right in {right / frames:.1%} of the frames"
         print(f"epoch {epoch + 1}: error {losses / frames:.3f}, {nearest}")
-    save_model(config.out_dir, model.eval(), replace(loaded.config, untrained=True), loaded.tokens, config.init)
+    with open_frozen(config.init) as frozen:
+        save_model(config.out_dir, model.eval(), replace(loaded.config, untrained=True), loaded.tokens, frozen)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from moe_asr.decoding.precision import computing_in, lower_weights
+from moe_asr.models.precision import computing_in, lower_weights
 from moe_asr.models.time_conv import TimeConv
 from moe_asr.models.whisper import Whisper, WhisperConfig
 from moe_asr.quant import QuantConfig, quantise
