@@ -66,7 +66,7 @@ def test_builds_once(machine):
     assert out == f"{machine.tools}/venv/bin\n"
     assert "building" in err and "done in" in err and "WARNING" not in err and err.count("\n") == 3
     pips = [line for line in machine.calls.read_text().splitlines() if line.startswith("pip")]
-    assert pips[0].endswith("torch setuptools") and pips[1].endswith("..[mini,whisper,dev]")
+    assert pips[0].endswith("torch setuptools") and pips[1].endswith("..[mini,whisper,mandarin,dev]")
     assert all("--constraint constraints.txt" in pip for pip in pips)
     begin = time.time()
     assert machine() == (f"{machine.tools}/venv/bin\n", f"setup: using {machine.tools}/venv\n")
