@@ -20,6 +20,11 @@
 : "${prompt:?}" "${ready_encoder=}" "${encoder_conf:=encoder}" "${encoder_init=}" "${ready_lm=}" "${lm_training=}"
 : "${import_options=}" "${accent_init=}"
 [[ ${quantise:=none} =~ ^(none|nf4)$ ]] || option_error "--quantise takes none or nf4, not '$quantise'"
+for part in ready_encoder ready_lm; do
+  [[ -z ${!part} || ! -d $OLDPWD/${!part} ]] || printf -v "$part" %s "$OLDPWD/${!part}" # as the caller sees it
+  [[ ${!part} != [/.]* || -d ${!part} ]] || option_error "no folder ${!part}"
+done
+unset part
 base=$exp_dir/base/final
 . "$MOE_ASR_ROOT/utils/systems.sh"
 unit_data=(--data.manifests+ "$data_dir/train_units.jsonl.gz" --valid.manifests+ "$data_dir/dev_units.jsonl.gz")
@@ -102,7 +107,7 @@ stage_6() {
   local names
   names=$(started_from)
   stage "Train LoRAs of single accents, where experts start from them"
-  [ -n "$names" ] || echo "no system's do"
+  [ -n "$names" ] || echo "no experts do"
   each "$train_cmd" train_single "$names"
 }
 

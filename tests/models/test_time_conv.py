@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -51,3 +54,18 @@ def test_not_even_nan_in_padding_gets_through(make_batch):
 def test_padding_mask():
     expected = [[True] * 3, [False, False, True], [False] * 3]
     assert padding_mask(torch.tensor([0, 2, 3]), 3).squeeze(2).tolist() == expected
+
+
+@pytest.mark.parametrize("lowered", [False, True])
+def test_depthwise_in_bf16_comes_to_an_end(lowered):
+    """Some shapes never came back from oneDNN, so another process runs them."""
+    code = (
+        "import torch; from moe_asr.models.time_conv import TimeConv; torch.manual_seed(0); "
+        "conv, x = TimeConv(16, 16, 15, groups=16), torch.randn(4, 39, 16); "
+        "none = torch.zeros(4, 39, 1, dtype=torch.bool); "
+        "y = conv(x, none); bf16 = torch.autocast('cpu', torch.bfloat16); bf16.__enter__(); "
+        f"conv.to(torch.bfloat16 if {lowered} else torch.float32); z = conv(x.bfloat16(), none); "
+        "print(z.dtype, (z - y).abs().max().item() < 0.02)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["torch.bfloat16", "True"], done.stderr

@@ -114,6 +114,7 @@ def test_mistakes_are_one_line():
         (["--mini", "true", "--systems", "hdmole_oracle"], "needs the system hdmole"),
         (["--mini", "true", "--systems", "hdmoel"], "there is no conf/mini/hdmoel.yaml"),
         (["--mini", "true", "--quantise", "int8"], "none or nf4"),
+        (["--mini", "true", "--lm", "/no/lm"], "no folder /no/lm"),
     ):
         done = subprocess.run([KESPEECH / "run.sh", *options], capture_output=True, text=True)
         lines = [line for line in done.stderr.splitlines() if not line.startswith("setup: ")]

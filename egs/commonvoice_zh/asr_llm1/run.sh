@@ -20,8 +20,11 @@ results=RESULTS.md # the table to write
 [ -n "$corpus_dir" ] || option_error "give --corpus-dir, the folder that holds zh-CN/ (Common Voice, unpacked)"
 [[ $encoder =~ ^(whisper|conformer)$ ]] || option_error "--encoder takes whisper or conformer, not '$encoder'"
 general=Northern normaliser=mandarin metric=cer prompt="<speech>=" encoder_conf=$encoder
-import_options="--projector.stride 2" # 25 frames a second, about as many as the language model has learned to read
-[ "$encoder" = conformer ] || encoder_init=${model_dir:+$model_dir/whisper-tiny.en} encoder_init=${encoder_init:-openai/whisper-tiny.en}
+import_options="--projector.stride 1"
+if [ "$encoder" = whisper ]; then
+  encoder_init=${model_dir:+$model_dir/whisper-tiny.en} encoder_init=${encoder_init:-openai/whisper-tiny.en}
+  import_options="--projector.stride 2" # so there are 25 frames a second, as the language model has learned to read
+fi
 systems=${systems:-full lora top1 top2 dense adamole hdmole hdmole_without_global hdmole_without_local hdmole_fixed hdmole_oracle hdmole_base}
 . "$MOE_ASR_ROOT/utils/speech_llm.sh"
 
