@@ -46,7 +46,7 @@ stage() { # stage "Title" [inputs PATH ...] [outputs PATH ...]: the first comman
   echo "stage $stage_number: $stage_title${_changed:+ (again, changed: $_changed)}"
 }
 
-run_stages() { # runs the stages from --stage to --stop-stage, except those that are done
+run_stages() { # runs the stages from --stage to --stop-stage, except those that are done; the end of the recipe
   recipe_variables=$(compgen -v | grep -vxF -f <(printf '%s\n' "$driver_variables") || :) # first: no locals yet
   recipe_functions=$(compgen -A function | grep -vxF -f <(printf '%s\n' "$driver_functions") || :)
   local stage_number stage_numbers stage_marker stage_before='' stage_code
@@ -70,8 +70,7 @@ run_stages() { # runs the stages from --stage to --stop-stage, except those that
     if ((stage_number >= ${stage:-0} && stage_number <= ${stop_stage:-stage_number})); then run_stage; fi
     stage_before=$stage_number
   done
-  trap - INT TERM HUP
-  exec {_lock}>&-
+  exit 0 # bash would go on at this place of run.sh, which may have been edited in the meantime
 }
 
 run_stage() { # runs stage $stage_number; its failure is the end

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -13,7 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from moe_asr.config import parse_config
+from moe_asr.decoding.run import DecodeConfig
 from moe_asr.errors import UserError
+from moe_asr.models.speech_llm_import import ImportConfig
+from moe_asr.training.run import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 KESPEECH = ROOT / "egs/kespeech/asr_llm1"
@@ -121,11 +126,24 @@ def test_mistakes_are_one_line():
         assert done.returncode == 2 and len(lines) == 1 and says in lines[0], done.stderr
 
 
-def test_every_size_is_a_file_of_options_of_the_recipe():
-    for size in ("large", "medium", "small"):
-        command = [KESPEECH / "run.sh", "--config", KESPEECH / f"conf/{size}.conf", "--help"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0 and "Qwen/Qwen2.5" in done.stdout, done.stderr
+@pytest.mark.parametrize("size", ["large", "medium", "small"])
+def test_options_of_a_size_are_those_of_the_commands(size):
+    command = [KESPEECH / "run.sh", "--config", KESPEECH / f"conf/{size}.conf", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    values = dict(re.findall(r"^  --(\S+) .* \(default: (.*)\)$", done.stdout, re.M))
+    assert values["encoder"].startswith("openai/whisper-") and values["lm"].startswith("Qwen/Qwen2.5-")
+    names = ["--encoder", "e", "--lm", "l", "--prompt", "<speech>:", "--out_dir", "o"]
+    assert parse_config(ImportConfig, [*names, *values["import-options"].split()]).lm_dtype == "bf16"
+    folders = ["--model", "m", "--manifest", "m", "--out_dir", "o"]
+    assert parse_config(DecodeConfig, [*folders, *values["decoding"].split()]).precision == "bf16"
+    for path in sorted((KESPEECH / "conf").glob("*.yaml")):
+        configs = ["--config", KESPEECH / "conf/systems.yaml", "--config", path]
+        if "# of: " in path.read_text():
+            parse_config(DecodeConfig, [*map(str, configs[2:]), *folders, *values["decoding"].split()])
+        else:
+            options = [*map(str, configs), "--exp_dir", "x", *values["training"].split()]
+            assert parse_config(RunConfig, options).train.precision == "bf16"
 
 
 @pytest.fixture(scope="module")

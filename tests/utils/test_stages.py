@@ -153,6 +153,11 @@ def test_errors_cannot_be_switched_off_unnoticed(recipe):
     assert "run_stages must stand alone" in recipe.run(code=1)
 
 
+def test_a_recipe_that_is_edited_while_it_runs_comes_to_its_end(recipe):
+    recipe.script("stage_1() {\n  stage A\n  echo 'echo \"half a line' >>run.sh\n}")
+    assert "stage 1: done in" in recipe.run()
+
+
 def test_a_stage_needs_its_title(recipe):
     recipe.script("stage_1() {\n  true\n}")
     assert 'stage_1 must begin with: stage "Title"' in recipe.run(code=1)
