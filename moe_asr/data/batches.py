@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -113,7 +114,18 @@ def make_batch(
         UserError: some audio cannot be read.
     """
     speeds = speeds if speeds is not None else [1.0] * len(utterances)
-    audio = [torch.from_numpy(load_audio(u, sample_rate, s)) for u, s in zip(utterances, speeds)]
+    audio = [load_audio(u, sample_rate, s) for u, s in zip(utterances, speeds)]
+    return collate(utterances, audio, tokens, domains, domain_key)
+
+
+def collate(
+    utterances: Sequence[Utterance],
+    audio: Sequence[np.ndarray],
+    tokens: Tokens | None,
+    domains: Sequence[str] = (),
+    domain_key: str = "accent",
+) -> Batch:
+    """A batch of utterances whose samples are there already, float32 of shape [S] each."""
     ids = [torch.tensor(tokens.encode(u.text) if tokens else [], dtype=torch.int64) for u in utterances]
     number = {name: i for i, name in enumerate(domains)}
     return Batch(
@@ -122,7 +134,7 @@ def make_batch(
         speakers=[u.speaker for u in utterances],
         accents=[u.accent for u in utterances],
         languages=[u.language for u in utterances],
-        audio_NS=pad_sequence(audio, batch_first=True),
+        audio_NS=pad_sequence([torch.from_numpy(samples) for samples in audio], batch_first=True),
         audio_lengths_N=torch.tensor([len(a) for a in audio]),
         tokens_NU=pad_sequence(ids, batch_first=True),
         token_lengths_N=torch.tensor([len(i) for i in ids]),

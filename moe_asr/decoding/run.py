@@ -5,25 +5,21 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Optional
 
-import torch
 from rich.console import Console
 from rich.progress import Progress
 
 from moe_asr.config import to_plain
-from moe_asr.data.batches import Batch, BatchLoader, DataConfig
-from moe_asr.data.features import log_mel
+from moe_asr.data.batches import BatchLoader, DataConfig
 from moe_asr.data.lang import read_lang
 from moe_asr.data.manifests import Utterance
 from moe_asr.decoding.adaptations import AdaptationFolders, find_adaptations
+from moe_asr.decoding.batch_decoder import BatchDecoder, load_recogniser, signs
 from moe_asr.decoding.labels import check_labels
 from moe_asr.decoding.routing_log import ROUTING, RoutingLog
-from moe_asr.decoding.search import Search
 from moe_asr.decoding.search_config import Scored, SearchConfig
 from moe_asr.decoding.stream import HypothesisStream
 from moe_asr.device import pick_device
@@ -33,13 +29,11 @@ from moe_asr.files import folder_bytes
 from moe_asr.methods.adaptation import AdaptedRecogniser
 from moe_asr.methods.pictures import routing_figure, save_figure
 from moe_asr.methods.routing_monitor import expert_names
-from moe_asr.models.folder import LoadedModel, load_model
-from moe_asr.models.interface import Recogniser
+from moe_asr.models.folder import LoadedModel
 from moe_asr.models.lengths import check_lengths
-from moe_asr.models.precision import Precision, computing_in, lower_weights
+from moe_asr.models.precision import Precision
 from moe_asr.provenance import record
 from moe_asr.quant import num_parameters
-from moe_asr.scoring.hallucination import LOOP, repeats
 
 
 @dataclass(frozen=True)
@@ -81,19 +75,15 @@ def decode(config: DecodeConfig) -> None:
     """Runs the whole of it.
 
     Raises:
-        UserError: see `load_model`, `find_adaptations`, `BatchLoader`, `check_lengths`, `check_labels`, `Search` and
-            `HypothesisStream`; fallback or global_route is not for these experts, or the model was never trained
+        UserError: see `load_recogniser`, `find_adaptations`, `BatchLoader`, `check_lengths`, `check_labels`, `Search`
+            and `HypothesisStream`; fallback or global_route is not for these experts
     """
     if config.fallback < 0:
         raise UserError(f"fallback must not be negative, but is {config.fallback}")
     if config.adaptation is None and (config.global_route or config.fallback):
         raise UserError("global_route and fallback are for experts; give their folder with --adaptation")
     device = pick_device(config.device)
-    loaded = load_model(config.model)
-    if not isinstance(loaded.model, Recogniser):
-        raise UserError(f"{config.model} is no recogniser; give the model folder of one")
-    if loaded.config.untrained:
-        raise UserError(f"{config.model}: its projector is still random: train it, see bin/import_speech_llm")
+    loaded = load_recogniser(config.model)
     tunable = num_parameters(loaded.model, without=loaded.model.frozen_parts)
     folders = find_adaptations(config.adaptation, config.manifest) if config.adaptation else None
     adapted = folders.load(loaded.model) if folders else None
@@ -115,11 +105,10 @@ def decode(config: DecodeConfig) -> None:
         key, instead = adapted.config.domain_key, "global_route to posterior or uniform"
         domains = adapted.config.domains
         check_labels(loader.utterances, key, domains, config.manifest, config.adaptation, instead)
-    (adapted or loaded.model).to(device).eval()
-    whole_prefix = adapted is not None and adapted.needs_whole_prefix
-    search = Search(loaded.model, config.search, loaded.tokens, cache=not whole_prefix)
+    find_texts = BatchDecoder(
+        loaded, adapted, config.search, device, config.global_route, config.fallback, config.precision
+    )
     settings = _settings(config, loaded, adapted)
-    lower_weights(loaded.model, config.precision)
     started = time.perf_counter()
     with _open_stream(config, settings, [u.id for u in loader.utterances]) as stream:
         if stream.complete:
@@ -127,13 +116,11 @@ def decode(config: DecodeConfig) -> None:
             return
         log = RoutingLog(Path(config.out_dir), adapted)
         utterances = {u.id: u for u in loader.utterances}
-        speed = _Speed()
         with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
             task = bar.add_task(f"decode {Path(config.manifest).name}", total=len(utterances))
             for batch in loader:  # cut alike in every run, so that an interrupted decode ends in the same bytes
                 if stream.missing(batch.ids):
-                    with speed.measured(utterances[name].seconds for name in batch.ids):
-                        texts = _texts(config, search, loaded, adapted, batch.to(device))
+                    texts = find_texts(batch, [utterances[name].seconds for name in batch.ids])
                     log.write(batch.ids[0])
                     lines = [
                         _line(utterances[name], text, loaded.tokens.decode(text.tokens))
@@ -141,7 +128,7 @@ def decode(config: DecodeConfig) -> None:
                     ]
                     stream.write(lines)
                 bar.advance(task, len(batch))
-        facts = {"seconds": time.perf_counter() - started, "seconds_per_utterance": speed.per_utterance}
+        facts = {"seconds": time.perf_counter() - started, "seconds_per_utterance": find_texts.speed.per_utterance}
         facts |= {sign: stream.count(sign) for sign in ("truncated", "looping")}
         routing = log.summary()
         if routing:
@@ -150,8 +137,7 @@ def decode(config: DecodeConfig) -> None:
         log.remove()
     cut_off = f", {facts['truncated']:,} cut off at the limit of tokens" if facts["truncated"] else ""
     loops = f", {facts['looping']:,} go round in circles" if facts["looping"] else ""
-    speeds = f"{speed.factor:.0f} times faster than real time"
-    print(f"{config.out_dir}: {len(utterances):,} utterances, {speeds}{cut_off}{loops}")
+    print(f"{config.out_dir}: {len(utterances):,} utterances, {find_texts.speed}{cut_off}{loops}")
 
 
 def _open_stream(config: DecodeConfig, settings: dict, ids: list[str]) -> HypothesisStream:
@@ -164,39 +150,6 @@ def _open_stream(config: DecodeConfig, settings: dict, ids: list[str]) -> Hypoth
         return HypothesisStream(config.out_dir, settings, ids, restart=True)
 
 
-class _Speed:
-    """Time from the audio of a batch to its texts; loading, and what an earlier run has decoded, do not count."""
-
-    def __init__(self) -> None:
-        self._elapsed, self._audio, self._utterances = 0.0, 0.0, 0
-
-    @contextmanager
-    def measured(self, seconds: Iterable[float]) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self._elapsed += time.perf_counter() - started
-        seconds = list(seconds)
-        self._audio, self._utterances = self._audio + sum(seconds), self._utterances + len(seconds)
-
-    @property
-    def per_utterance(self) -> Optional[float]:
-        return self._elapsed / self._utterances if self._utterances else None
-
-    @property
-    def factor(self) -> float:
-        return self._audio / self._elapsed if self._utterances else 0.0
-
-
-@torch.inference_mode()
-def _texts(
-    config: DecodeConfig, search: Search, loaded: LoadedModel, adapted: Optional[AdaptedRecogniser], batch: Batch
-) -> list[Scored]:
-    features_NTF, lengths_N = log_mel(batch.audio_NS, batch.audio_lengths_N, loaded.config.features)
-    route = adapted.route(batch, lengths_N, config.global_route, config.fallback) if adapted else nullcontext()
-    with route, computing_in(config.precision, batch.audio_NS.device):
-        return [texts[0] for texts in search(features_NTF, lengths_N, batch, adapted and adapted.adapter)]
-
-
 def _line(utterance: Utterance, found: Scored, text: str) -> dict:
     return {
         "id": utterance.id,
@@ -206,8 +159,7 @@ def _line(utterance: Utterance, found: Scored, text: str) -> dict:
         "accent": utterance.accent,
         "language": utterance.language,
         "duration": utterance.seconds,
-        **({"truncated": True} if found.truncated else {}),
-        **({"looping": True} if repeats(found.tokens) >= LOOP else {}),
+        **signs(found),
     }
 
 

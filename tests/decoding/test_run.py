@@ -122,7 +122,7 @@ def test_no_cache_where_routers_look_at_the_whole_text(folder, monkeypatch, cont
         made.append(options)
         return Search(*args, **options)
 
-    monkeypatch.setattr("moe_asr.decoding.run.Search", spy)
+    monkeypatch.setattr("moe_asr.decoding.batch_decoder.Search", spy)
     run(folder, f"cache-{context}", adaptation=f"{context}/{{speaker}}")
     assert made == [{"cache": cache}]
 

@@ -8,10 +8,10 @@ import pytest
 import soundfile
 import torch
 
-import moe_asr.decoding.run as decoding
 from moe_asr.data.features import FeatureConfig
 from moe_asr.data.manifests import Utterance, write_manifest
 from moe_asr.data.tokens import train_tokens
+from moe_asr.decoding.batch_decoder import BatchDecoder
 from moe_asr.decoding.run import DecodeConfig, decode
 from moe_asr.decoding.search_config import SearchConfig
 from moe_asr.errors import UserError
@@ -110,7 +110,7 @@ def test_hypotheses_do_not_depend_on_the_batches(folder, where, search):
 @pytest.mark.parametrize("where", ["projector", "lm"])
 def test_a_decode_that_was_interrupted_ends_in_the_same_bytes(folder, monkeypatch, where):
     _, system = run(folder, f"{where}-whole", where, max_duration=SMALL)
-    texts, calls = decoding._texts, []
+    texts, calls = BatchDecoder.__call__, []
 
     def interrupted(*args):
         calls.append(args)
@@ -118,7 +118,7 @@ def test_a_decode_that_was_interrupted_ends_in_the_same_bytes(folder, monkeypatc
             raise KeyboardInterrupt
         return texts(*args)
 
-    monkeypatch.setattr(decoding, "_texts", interrupted)
+    monkeypatch.setattr(BatchDecoder, "__call__", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(folder, f"{where}-parts", where, max_duration=SMALL)
     assert not (folder / f"{where}-parts/system.json").exists()
