@@ -2,11 +2,13 @@
 
 Every command has one frozen dataclass as its configuration. Values come from, in falling precedence, the command line
 (`--optim.lr 1e-4`), the file given with `--config`, and the defaults in the dataclass. Unknown keys and wrong types are
-errors. The resolved configuration is saved with what it produced, so nothing is ever repeated by hand.
+errors. The resolved configuration is saved with what it produced, so nothing is ever repeated by hand. A field of
+strings with `metadata={"positional": True}` takes what stands on the command line without an option.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import os
@@ -17,6 +19,7 @@ import warnings
 from pathlib import Path
 from typing import Callable, Optional, Sequence, TypeVar
 
+import docstring_parser
 import jsonargparse
 import yaml
 
@@ -148,8 +151,17 @@ def _parser(config_type: type, prog: Optional[str]) -> jsonargparse.ArgumentPars
     doc = (config_type.__doc__ or "").split("Args:")[0].strip()
     parser = jsonargparse.ArgumentParser(prog=prog, description=doc, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the values below")
-    parser.add_class_arguments(config_type, None)
+    free = [f for f in dataclasses.fields(config_type) if f.metadata.get("positional")]
+    for name in (f.name for f in free):  # first, for a missing one is then named
+        parser.add_argument(name, nargs="*", type=str, default=argparse.SUPPRESS, help=_help(config_type, name))
+    parser.add_class_arguments(config_type, None, skip={f.name for f in free})
     return parser
+
+
+def _help(config_type: type, name: str) -> str:
+    """What the docstring of a configuration says of one of its fields."""
+    arguments = docstring_parser.parse(config_type.__doc__ or "").params
+    return next((" ".join((a.description or "").split()) for a in arguments if a.arg_name == name), "")
 
 
 def _explain(message: str, config_type: type) -> str:

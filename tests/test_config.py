@@ -124,3 +124,35 @@ def test_exit_codes(capsys):
 def test_importing_config_does_not_import_torch():
     code = "import sys, moe_asr.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads things.
+
+    Args:
+        model: what reads
+        files: what is read
+            and no more
+    """
+
+    model: str
+    files: list[str] = field(default_factory=list, metadata={"positional": True})
+    loud: bool = False
+
+
+def test_words_without_an_option(tmp_path, capsys):
+    assert parse_config(Reader, ["--model", "m", "a", "b"]) == Reader("m", ["a", "b"])
+    assert parse_config(Reader, ["a", "--model", "m", "--loud", "true"]) == Reader("m", ["a"], True)
+    assert parse_config(Reader, ["--model", "m"]) == Reader("m")
+    (tmp_path / "c.yaml").write_text("model: m\nfiles: [a, b]\n")
+    assert parse_config(Reader, ["--config", f"{tmp_path}/c.yaml"]) == Reader("m", ["a", "b"])
+    assert parse_config(Reader, ["--config", f"{tmp_path}/c.yaml", "z"]) == Reader("m", ["z"])
+    save_config(Reader("m", ["a"]), tmp_path / "d.yaml")
+    assert load_config(Reader, tmp_path / "d.yaml") == Reader("m", ["a"])
+    for argv, message in ((["a"], "model"), (["--model", "m", "--modle", "x", "a"], "did you mean 'model'")):
+        with pytest.raises(UserError, match=message):
+            parse_config(Reader, argv)
+    with pytest.raises(SystemExit):
+        parse_config(Reader, ["--help"])
+    assert "what is read and no more" in " ".join(capsys.readouterr().out.split())

@@ -28,7 +28,7 @@ class AudioFacts:
 def probe(path: str) -> AudioFacts:
     """Reads the whole file. Faults: unreadable or truncated audio, no samples, not mono, not finite, silent."""
     try:
-        missing = _missing_bytes(path)
+        missing = missing_bytes(path)
         if missing:
             return AudioFacts(problem="truncated audio", detail=missing)
         peak, num_samples, crc32 = 0.0, 0, 0
@@ -56,7 +56,7 @@ def probe(path: str) -> AudioFacts:
     return AudioFacts(num_samples, rate, crc32=f"{crc32:08x}")
 
 
-def _missing_bytes(path: str) -> str:
+def missing_bytes(path: str) -> str:
     """What a WAV, SPHERE or Ogg file lacks at its end; libsndfile reads such files as if they were whole.
 
     Other formats tell by themselves, or not at all (MP3).
