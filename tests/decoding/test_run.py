@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from toy_recogniser import lively, save_aed
 
-from moe_asr.data.features import FeatureConfig
 from moe_asr.data.lang import spell, write_lang
 from moe_asr.data.manifests import Utterance, write_manifest
-from moe_asr.data.tokens import train_tokens
 from moe_asr.decoding.run import DecodeConfig, decode
 from moe_asr.decoding.search import Search
 from moe_asr.decoding.search_config import SearchConfig
@@ -20,20 +19,10 @@ from moe_asr.methods.adapt import adapt
 from moe_asr.methods.adaptation import AdaptationConfig
 from moe_asr.methods.saml import SamlConfig
 from moe_asr.models.build import ModelConfig
-from moe_asr.models.conformer import ConformerConfig
-from moe_asr.models.conformer_aed import ConformerAED, ConformerAEDConfig
-from moe_asr.models.folder import FolderConfig, load_model, save_model
-from moe_asr.models.transformer_decoder import DecoderConfig
+from moe_asr.models.folder import load_model, save_model
 from moe_asr.quant import QuantConfig, quantise
 
 SPEAKERS = ("ada", "ben", "cyd")
-
-
-def lively(module, generator):
-    """Large weights, so that texts differ between utterances and between speakers."""
-    for name, p in module.named_parameters():
-        if p.dim() > 1:
-            torch.nn.init.xavier_normal_(p, 2.0, generator=generator)
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +39,7 @@ def folder(tmp_path_factory):
     write_manifest(folder / "all.jsonl", utterances)
     for speaker in SPEAKERS:
         write_manifest(folder / f"{speaker}.jsonl", [u for u in utterances if u.speaker == speaker])
-    tokens = train_tokens(["abcdefghij klmnop"], folder / "tokens", "char")
-    encoder = ConformerConfig(mels=20, width=16, layers=1, heads=2, ffn_multiplier=2, kernel=3)
-    config = ConformerAEDConfig(encoder, DecoderConfig(1, 2, 24, max_tokens=40), tokens.size, tokens_per_frame=0.7)
-    torch.manual_seed(0)
-    model = ConformerAED(config)
-    lively(model, generator)
-    about = FolderConfig(ModelConfig(conformer_aed=config), FeatureConfig(num_mels=20))
-    save_model(folder / "model", model.eval(), about, tokens)
+    save_aed(folder / "model", generator)
     for context in ("encoder", "prefix"):
         for speaker in SPEAKERS:
             recogniser = load_model(folder / "model").model

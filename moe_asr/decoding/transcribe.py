@@ -1,0 +1,287 @@
+"""Transcribes recordings: cut by silence, pieces of several of them in one batch, results file by file."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from moe_asr.data.batches import collate
+from moe_asr.data.features import FeatureConfig, num_frames
+from moe_asr.data.manifests import Utterance
+from moe_asr.data.plan import BatchPlan
+from moe_asr.data.recordings import Recording, declared_seconds, find_recordings, read_levels, read_pieces
+from moe_asr.data.segments import FRAME, cut
+from moe_asr.decoding.batch_decoder import BatchDecoder, Speed, load_recogniser, signs
+from moe_asr.decoding.transcribe_config import TranscribeConfig
+from moe_asr.decoding.transcripts import Piece, Transcript, output_files, read_formats, save
+from moe_asr.device import pick_device
+from moe_asr.errors import UserError
+from moe_asr.methods.adapt import load_adapted
+from moe_asr.methods.adaptation import AdaptedRecogniser
+from moe_asr.models.interface import Recogniser
+
+_USUAL = 20.0  # seconds of the longest piece, where the model can hear as much
+_AHEAD = 4  # batches of audio that are read before the first of them is computed, so that like durations meet
+
+
+def transcribe(config: TranscribeConfig) -> None:
+    """Runs the whole of it; transcripts of finished files are whole whenever it is stopped.
+
+    Raises:
+        UserError: see `find_recordings`, `output_files`, `load_recogniser`, `load_adapted` and `BatchDecoder`; an
+            option is not for this model or adaptation; or, after all others are done, files that could not be read
+    """
+    formats = read_formats(config.format)
+    recordings = find_recordings(config.files)
+    if config.out_dir is None and formats == ("srt",) and len(recordings) > 1:
+        raise UserError(f"subtitles of {len(recordings)} files need --out_dir")
+    outputs = output_files(recordings, config.out_dir, formats) if config.out_dir else {}
+    paths = _without_done(list(recordings), outputs, config)
+    if not paths:
+        return
+    device = pick_device(config.device)
+    loaded = load_recogniser(config.model)
+    adapted = load_adapted(loaded.model, config.adaptation) if config.adaptation else None
+    route = "label" if _tells_domain(config, adapted) else None
+    longest = longest_piece(loaded.model, loaded.config.features, config.max_seconds)
+    if longest > config.max_duration:
+        raise UserError(f"max_duration {config.max_duration:g} s is shorter than pieces of {longest:g} s")
+    find_texts = BatchDecoder(loaded, adapted, config.search, device, route, precision=config.precision)
+    facts = {"model": config.model} | ({"adaptation": config.adaptation} if config.adaptation else {})
+    bar = Progress(
+        console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty(), redirect_stdout=False
+    )  # fmt: skip
+    several = len(recordings) > 1
+
+    def emit(transcript: Transcript) -> None:
+        if config.out_dir:
+            save(transcript, outputs[Path(transcript.file)])
+            return
+        text = transcript.write(formats[0], indent=None)
+        if formats == ("text",) and several:
+            text = "".join(f"{transcript.file}: {line}\n" for line in text.splitlines())
+        _apart(bar, lambda: print(text, end="", flush=True))
+
+    speed = Speed()
+    with bar:
+        task = bar.add_task("transcribe", total=sum(map(declared_seconds, paths)))
+        run = _Run(
+            config, find_texts, longest, facts, emit,
+            advance=lambda seconds: bar.advance(task, seconds),
+            complain=lambda text: _apart(bar, lambda: print(text, file=sys.stderr, flush=True)),
+        )  # fmt: skip
+        with speed.measured(run.seconds):
+            run.transcribe(paths)
+    print(run.summary(speed, config.out_dir), file=sys.stderr)
+    if run.bad:
+        raise UserError(f"{run.bad} of {len(paths)} files could not be read or not to their ends, see above")
+
+
+@dataclass
+class _Job:
+    """A file on its way: `spans` are the frames of its pieces, `found` what was said in those that are done."""
+
+    path: Path
+    recording: Optional[Recording] = None
+    spans: list[tuple[int, int]] = field(default_factory=list)
+    found: dict[int, Piece] = field(default_factory=dict)
+    read: bool = False
+    failed: bool = False
+
+    @property
+    def complete(self) -> bool:
+        return self.read and (self.failed or len(self.found) == len(self.spans))
+
+
+class _Run:
+    """Reads ahead, computes batches, and gives out the transcripts in the order of the files.
+
+    Args:
+        longest: piece in seconds
+        facts: of the transcripts
+        emit: takes a transcript
+        advance: is told seconds of audio that are done
+        complain: takes a line about a bad file
+    """
+
+    def __init__(
+        self,
+        config: TranscribeConfig,
+        find_texts: BatchDecoder,
+        longest: float,
+        facts: dict,
+        emit: Callable[[Transcript], None],
+        advance: Callable[[float], None],
+        complain: Callable[[str], None],
+    ) -> None:
+        self._config, self._find_texts, self._longest, self._facts = config, find_texts, longest, facts
+        self._emit, self._advance, self._complain = emit, advance, complain
+        self._rate = find_texts.loaded.config.features.sample_rate
+        self._pending: deque[_Job] = deque()
+        self._window: list[tuple[_Job, int, np.ndarray]] = []
+        self._waiting = 0.0  # seconds in the window
+        self.bad = 0
+        self.seconds: list[float] = []
+        self._counts = {"pieces": 0, "truncated": 0, "looping": 0}
+
+    def transcribe(self, paths: Sequence[Path]) -> None:
+        """All files, one after the other."""
+        for path in paths:
+            job = _Job(path)
+            self._pending.append(job)
+            try:
+                self._read(job)
+            except UserError as error:
+                job.failed = True
+                self.bad += 1
+                self._complain(f"error: {error}")
+            job.read = True
+            self._give_out()
+        self._compute()
+
+    def summary(self, speed: Speed, out_dir: Optional[str]) -> str:
+        """What was done, on one line."""
+        where = f"{out_dir}: " if out_dir else ""
+        n, pieces = len(self.seconds), self._counts["pieces"]
+        line = f"{where}{n:,} file{'s' * (n != 1)}, {pieces:,} piece{'s' * (pieces != 1)}, "
+        line += f"{sum(self.seconds) / 60:.1f} minutes, {speed}"
+        for sign, words in (("truncated", "cut off at the limit of tokens"), ("looping", "go round in circles")):
+            line += f", {self._counts[sign]:,} {words}" if self._counts[sign] else ""
+        return line
+
+    def _read(self, job: _Job) -> None:
+        job.recording = recording = read_levels(job.path)
+        job.spans = cut(recording.levels_T, self._longest, self._config.segments)
+        spoken = sum(recording.time(end) - recording.time(start) for start, end in job.spans)
+        self._advance(recording.seconds - spoken)
+        if recording.problem:
+            self.bad += 1
+            self._complain(f"error: {job.path}: {recording.problem}; what there is of it is transcribed")
+        for index, samples_S in enumerate(read_pieces(recording, job.spans, self._rate)):
+            self._window.append((job, index, samples_S))
+            self._waiting += len(samples_S) / self._rate
+            if self._waiting >= _AHEAD * self._config.max_duration:
+                self._compute()
+
+    def _compute(self) -> None:
+        window, self._window, self._waiting = self._window, [], 0.0
+        if window:
+            seconds = [len(samples_S) / self._rate for *_, samples_S in window]
+            for batch in BatchPlan(seconds, self._config.max_duration, shuffle=False).epoch(0):
+                self._find([window[i] for i in batch])
+        self._give_out()
+
+    def _find(self, items: Sequence[tuple[_Job, int, np.ndarray]]) -> None:
+        loaded, adapted = self._find_texts.loaded, self._find_texts.adapted
+        utterances = [self._utterance(job, index) for job, index, _ in items]
+        batch = collate(
+            utterances,
+            [samples_S for *_, samples_S in items],
+            None,
+            adapted.config.domains if adapted else (),
+            adapted.config.domain_key if adapted else "accent",
+        )
+        for (job, index, _), utterance, text in zip(
+            items, utterances, self._find_texts(batch, [u.seconds for u in utterances])
+        ):
+            facts = signs(text)
+            self._counts["pieces"] += 1
+            for sign in facts:
+                self._counts[sign] += 1
+            end = utterance.start + utterance.seconds
+            job.found[index] = Piece(utterance.start, end, loaded.tokens.decode(text.tokens), facts)
+            self._advance(utterance.seconds)
+
+    def _utterance(self, job: _Job, index: int) -> Utterance:
+        recording, (first, last) = job.recording, job.spans[index]
+        start = recording.time(first)
+        return Utterance(
+            f"{job.path}-{index}", str(job.path), recording.num_samples, recording.sample_rate, "",
+            accent=self._config.accent or "", start=start, duration=recording.time(last) - start,
+        )  # fmt: skip
+
+    def _give_out(self) -> None:
+        while self._pending and self._pending[0].complete:
+            job = self._pending.popleft()
+            if not job.failed:
+                recording = job.recording
+                self.seconds.append(recording.seconds)
+                pieces = [job.found[index] for index in range(len(job.spans))]
+                self._emit(Transcript(str(job.path), recording.seconds, pieces, self._facts, recording.problem))
+
+
+def longest_piece(recogniser: Recogniser, features: FeatureConfig, wanted: Optional[float] = None) -> float:
+    """Seconds of the longest piece to give to a model: those wanted, or 20, or as many as it can hear.
+
+    Raises:
+        UserError: it cannot hear as many as are wanted
+    """
+
+    def too_long(seconds: float) -> Optional[str]:
+        if features.pad_seconds and seconds > features.pad_seconds:
+            return f"its features are padded to {features.pad_seconds:g} s"
+        samples = torch.tensor(round(seconds * features.sample_rate))
+        return recogniser.too_long(int(num_frames(samples, features)), 1)
+
+    if not (why := too_long(wanted or _USUAL)):
+        return wanted or _USUAL
+    if wanted:
+        raise UserError(f"pieces of max_seconds {wanted:g} s are too long for this model: {why}")
+    fits, fails = 0, round(_USUAL / FRAME)  # frames
+    while fails - fits > 1:
+        middle = (fits + fails) // 2
+        fits, fails = (fits, middle) if too_long(middle * FRAME) else (middle, fails)
+    if not fits:
+        raise UserError(f"this model hears nothing: {why}")
+    return fits * FRAME
+
+
+def _tells_domain(config: TranscribeConfig, adapted: Optional[AdaptedRecogniser]) -> bool:
+    """Whether the experts are told the accent.
+
+    Raises:
+        UserError: they do not ask for it, do not know it, or need it and are not told
+    """
+    source = adapted.domain_source() if adapted else None
+    key = adapted.config.domain_key if source else None
+    known = ", ".join(adapted.config.domains) if source else ""
+    if config.accent is not None:
+        if key != "accent":
+            raise UserError("accent is for an adaptation whose routers see the accent; leave it out")
+        if config.accent not in adapted.config.domains:
+            raise UserError(f"accent {config.accent} is none that {config.adaptation} knows, which are {known}")
+        return True
+    if source == "label":
+        advice = f"give --accent, one of {known}" if key == "accent" else "this command cannot tell it"
+        raise UserError(f"{config.adaptation} must be told the {key} of what it hears: {advice}")
+    return False
+
+
+def _without_done(paths: list[Path], outputs: dict[Path, dict[str, Path]], config: TranscribeConfig) -> list[Path]:
+    """The recordings whose transcripts are still to be made; `outputs` keeps only what is to be written."""
+    if config.overwrite or not outputs:
+        return paths
+    for files in outputs.values():
+        for format in [format for format, path in files.items() if path.exists()]:
+            del files[format]
+    left = [path for path in paths if outputs[path]]
+    if done := len(paths) - len(left):
+        which = "all transcripts are" if not left else f"transcripts of {done:,} of {len(paths):,} files are"
+        print(f"{config.out_dir}: {which} there already; --overwrite true makes them anew", file=sys.stderr)
+    return left
+
+
+def _apart(bar: Progress, say: Callable[[], None]) -> None:
+    """Lets something be printed without the bar in it."""
+    bar.stop()
+    say()
+    bar.start()
