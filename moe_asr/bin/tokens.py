@@ -14,14 +14,15 @@ class TokensConfig:
         manifests: Files made by bin/prepare.
         out_dir: Folder for tokens.model and tokens.txt.
         kind: Characters, words (what spaces separate), or pieces by BPE or unigram.
-        vocab_size: Number of tokens with the three special ones; for characters and words an upper limit, and 0 takes
-            all.
+        vocab_size: Number of tokens with the special ones; for characters and words an upper limit, and 0 takes all.
+        languages: Codes of languages that get a token each, for a model that is told, or tells, which one it hears.
     """
 
     manifests: list[str]
     out_dir: str
     kind: Literal["char", "word", "bpe", "unigram"] = "char"
     vocab_size: int = 0
+    languages: tuple[str, ...] = ()
 
 
 def make_tokens(config: TokensConfig) -> None:
@@ -29,8 +30,10 @@ def make_tokens(config: TokensConfig) -> None:
     from moe_asr.data.tokens import train_tokens
 
     texts = [utterance.text for utterance in read_manifests(config.manifests)]
-    tokens = train_tokens(texts, config.out_dir, config.kind, config.vocab_size)
+    tokens = train_tokens(texts, config.out_dir, config.kind, config.vocab_size, config.languages)
     print(f"{config.out_dir}: {tokens.size} {config.kind} tokens from {len(texts)} texts")
+    if config.languages:
+        print(f"{config.out_dir}: of these, one for each of {len(config.languages)} languages")
 
 
 if __name__ == "__main__":

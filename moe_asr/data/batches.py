@@ -35,6 +35,7 @@ class DataConfig:
         manifests: Files made by `bin/prepare`; their utterances are taken together.
         speaker: Only this speaker's utterances; empty takes all.
         accent: Only utterances of this accent; empty takes all.
+        language: Only utterances of this language; empty takes all.
         max_duration: Limit of a batch in seconds of audio, padding included.
         max_utterances: Limit of a batch in utterances; 0 for none.
         num_buckets: Utterances of like duration meet in a batch; more buckets mean less padding and less variety.
@@ -51,6 +52,7 @@ class DataConfig:
     manifests: list[str] = field(default_factory=list)
     speaker: str = ""
     accent: str = ""
+    language: str = ""
     max_duration: float = 60.0
     max_utterances: int = 0
     num_buckets: int = 50
@@ -158,7 +160,8 @@ class BatchLoader:
         sample_rate: In Hz; that of the features.
 
     Raises:
-        UserError: a manifest is missing or empty, ids occur twice, or a domain, the speaker or the accent is unknown.
+        UserError: a manifest is missing or empty, ids occur twice, or a domain, the speaker, the accent or the language
+            is unknown.
     """
 
     def __init__(
@@ -210,7 +213,7 @@ class BatchLoader:
 
 def _chosen(config: DataConfig) -> list[Utterance]:
     utterances = read_manifests(config.manifests)
-    for key in ("speaker", "accent"):
+    for key in ("speaker", "accent", "language"):
         if name := getattr(config, key):
             [utterances] = group_by(utterances, [name], ", ".join(config.manifests), key)
     if not config.max_per_domain:

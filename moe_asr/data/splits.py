@@ -53,9 +53,12 @@ def read_parts(parts: Sequence[str]) -> dict[str, float]:
 
 
 def group_by(
-    utterances: Sequence[Utterance], names: Sequence[str], source: str, key: Literal["speaker", "accent"] = "speaker"
+    utterances: Sequence[Utterance],
+    names: Sequence[str],
+    source: str,
+    key: Literal["speaker", "accent", "language"] = "speaker",
 ) -> list[list[Utterance]]:
-    """The utterances of each of some speakers or accents, in the order in which they come.
+    """The utterances of each of some speakers, accents or languages, in the order in which they come.
 
     Args:
         source: Where the utterances come from, for the message.

@@ -11,6 +11,7 @@ from typing import Literal, Union
 import sentencepiece
 
 from moe_asr.data.json_tokens import TOKENIZER, JsonTokens
+from moe_asr.data.languages import language_piece
 from moe_asr.data.llm_tokens import LLMTokens
 from moe_asr.data.whisper_tokens import WhisperTokens
 from moe_asr.errors import UserError
@@ -24,33 +25,40 @@ _MODEL = "tokens.model"
 Kind = Literal["char", "word", "bpe", "unigram"]
 
 
-def train_tokens(texts: Iterable[str], folder: str | Path, kind: Kind, vocab_size: int = 0) -> Tokens:
+def train_tokens(
+    texts: Iterable[str], folder: str | Path, kind: Kind, vocab_size: int = 0, languages: Sequence[str] = ()
+) -> Tokens:
     """Learns a token set and writes `tokens.model` and, to be read by people, `tokens.txt` into `folder`.
 
     Args:
         texts: Normalised transcripts.
         folder: Made if it is missing.
         kind: `char`, `word`, `bpe` or `unigram`; words are what spaces separate, such as units of sound.
-        vocab_size: Number of tokens, with the three special ones. Characters and words: 0 takes all that occur,
-            otherwise it is an upper limit and the rarest become `<unk>`.
+        vocab_size: Number of tokens, with the special ones. Characters and words: 0 takes all that occur, otherwise it
+            is an upper limit and the rarest become `<unk>`.
+        languages: Codes that get a token each, such as `<|de|>`, which no text becomes and no text shows.
 
     Raises:
-        UserError: no text, or `vocab_size` does not suit it.
+        UserError: no text, `vocab_size` does not suit it, or a language has no code or several.
     """
+    marks = [language_piece(code) for code in languages]
+    if len(set(marks)) < len(marks):
+        raise UserError(f"a language is named twice: {', '.join(languages)}")
+    special = 3 + len(marks)
     texts = [text for text in texts if text.strip()]
     if not texts:
         raise UserError("no text to learn tokens from")
     # characters outside words need no word-start mark; pieces do, so that a first word is written like any other
     num_characters = len(set("".join(texts)) - {" "}) + 1
     if kind in ("char", "word"):
-        limit = 3 + (num_characters if kind == "char" else len(set(" ".join(texts).split())))
+        limit = special + (num_characters if kind == "char" else len(set(" ".join(texts).split())))
         vocab_size = min(vocab_size, limit) if vocab_size else limit
-        if vocab_size < 4:
+        if vocab_size <= special:
             raise UserError(f"a vocabulary of {vocab_size} leaves no room for characters or words; 0 takes all")
-    elif vocab_size < num_characters + 3:
+    elif vocab_size < num_characters + special:
         raise UserError(
-            f"{kind} tokens for this text need a vocabulary of {num_characters + 3} at least"
-            f" ({num_characters} characters and 3 special tokens), not {vocab_size}"
+            f"{kind} tokens for this text need a vocabulary of {num_characters + special} at least"
+            f" ({num_characters} characters and {special} special tokens), not {vocab_size}"
         )
     model = io.BytesIO()
     try:
@@ -65,6 +73,7 @@ def train_tokens(texts: Iterable[str], folder: str | Path, kind: Kind, vocab_siz
             max_sentence_length=1 << 20,
             num_threads=1,
             minloglevel=2,
+            control_symbols=marks,
             **_SPECIAL,
             **_PIECES,
         )
@@ -139,6 +148,12 @@ class Tokens:
     def size(self) -> int:
         """Number of tokens V."""
         return self._processor.GetPieceSize()
+
+    @property
+    def languages(self) -> dict[str, int]:
+        """Ids of the tokens of languages, by their codes."""
+        pieces = {self.piece(i): i for i in range(SOS_EOS + 1, self.size) if self._processor.IsControl(i)}
+        return {piece[2:-2]: i for piece, i in pieces.items()}
 
     @property
     def blank(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from moe_asr.errors import UserError
@@ -12,7 +12,7 @@ from moe_asr.models.conformer_ctc import ConformerCTC, ConformerCTCConfig
 from moe_asr.models.domain_classifier import DomainClassifier, DomainClassifierConfig
 from moe_asr.models.interface import Model
 from moe_asr.models.speech_llm import SpeechLLM, SpeechLLMConfig
-from moe_asr.models.whisper import Whisper, WhisperConfig
+from moe_asr.models.whisper import Whisper, WhisperConfig, with_languages
 
 KINDS = {
     "conformer_ctc": ConformerCTC,
@@ -65,14 +65,21 @@ def build_model(config: ModelConfig) -> Model:
     return KINDS[kind](getattr(config, kind))
 
 
-def complete_config(config: ModelConfig, num_mels: int, vocab_size: int, domains: Sequence[str] = ()) -> ModelConfig:
-    """The configuration with what the data decide filled in: size of the vocabulary and names of the domains.
+def complete_config(
+    config: ModelConfig,
+    num_mels: int,
+    vocab_size: int,
+    domains: Sequence[str] = (),
+    languages: Mapping[str, int] | None = None,
+) -> ModelConfig:
+    """The configuration with what the data decide filled in: size of the vocabulary, names of domains and languages.
 
     Args:
         config: `vocab_size: 0` and `domains: []` are filled in, other values are compared with the data.
         num_mels: mel bins of the features.
         vocab_size: number of tokens in the token set; a classifier needs none.
         domains: names of the domains, sorted; a recogniser needs none.
+        languages: tokens of languages in the token set.
 
     Raises:
         UserError: the configuration contradicts the data.
@@ -95,4 +102,8 @@ def complete_config(config: ModelConfig, num_mels: int, vocab_size: int, domains
         part = dataclasses.replace(part, vocab_size=part.vocab_size or vocab_size)
         if part.vocab_size != vocab_size:
             raise UserError(f"{kind}: vocab_size is {part.vocab_size}, but the token set has {vocab_size} tokens")
+        if languages and kind == "whisper":
+            part = with_languages(part, languages)
+        elif languages and kind == "conformer_aed":
+            part = dataclasses.replace(part, languages=dict(languages))
     return dataclasses.replace(config, **{kind: part})

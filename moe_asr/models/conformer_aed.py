@@ -26,6 +26,8 @@ class ConformerAEDConfig:
         label_smoothing: share of the target spread over the vocabulary, in training.
         tokens_per_frame: bound of the length of a hypothesis, per encoder frame.
         ctc_backend: who computes the CTC loss.
+        languages: token of each language by its code; filled in from the token set.
+        language_weight: weight of the loss by which it learns to tell languages apart.
     """
 
     encoder: ConformerConfig = field(default_factory=ConformerConfig)
@@ -35,6 +37,8 @@ class ConformerAEDConfig:
     label_smoothing: float = 0.1
     tokens_per_frame: float = 1.0
     ctc_backend: Literal["torch", "k2"] = "torch"
+    languages: dict[str, int] = field(default_factory=dict)
+    language_weight: float = 0.0
 
     def __post_init__(self):
         if not self.tokens_per_frame > 0:
@@ -42,7 +46,7 @@ class ConformerAEDConfig:
 
 
 class ConformerAED(EncoderDecoder):
-    """See `EncoderDecoder`; the prompt and the end are the token `<sos/eos>`."""
+    """See `EncoderDecoder`; the prompt, but for the language, and the end are the token `<sos/eos>`."""
 
     default_targets = (
         *(f"encoder.{target}" for target in ADAPTER_TARGETS),
@@ -56,9 +60,10 @@ class ConformerAED(EncoderDecoder):
     }
 
     def __init__(self, config: ConformerAEDConfig) -> None:
+        marks = tuple(config.languages.values())
         super().__init__(
-            (SOS_EOS,), SOS_EOS, (self.blank,), (), config.ctc_weight, config.label_smoothing, config.tokens_per_frame,
-            config.ctc_backend,
+            (SOS_EOS, *marks[:1]), SOS_EOS, (self.blank, *marks), (), config.ctc_weight, config.label_smoothing,
+            config.tokens_per_frame, config.ctc_backend, config.languages, config.language_weight,
         )  # fmt: skip
         if config.vocab_size < 4:
             raise UserError(f"conformer_aed: vocab_size {config.vocab_size} leaves no token beside the special ones")

@@ -23,6 +23,7 @@ class Targets(Protocol):
     tokens_NU: Tensor
     token_lengths_N: Tensor
     domains_N: Tensor
+    languages: list[str]
 
 
 @dataclass(frozen=True)

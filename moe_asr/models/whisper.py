@@ -7,7 +7,8 @@ Shape letters: N utterances, T frames, F mel bins, D model width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -67,6 +68,9 @@ class WhisperConfig:
         max_frames: positions of the encoder, each of 20 ms.
         max_tokens: positions of the decoder.
         prompt: tokens with which decoding starts.
+        languages: token of each language by its code, where the model is multilingual; the second token of the prompt
+            gives way to that of an utterance's language.
+        language_weight: weight of the loss by which it learns to tell languages apart.
         end: token that ends a text.
         suppress: tokens that are never decoded.
         begin_suppress: tokens that never come first.
@@ -88,6 +92,8 @@ class WhisperConfig:
     max_frames: int = 1500
     max_tokens: int = 448
     prompt: tuple[int, ...] = (2,)
+    languages: dict[str, int] = field(default_factory=dict)
+    language_weight: float = 0.0
     end: int = 2
     suppress: tuple[int, ...] = (0,)
     begin_suppress: tuple[int, ...] = ()
@@ -113,6 +119,13 @@ class WhisperConfig:
         )
 
 
+def with_languages(config: WhisperConfig, languages: Mapping[str, int]) -> WhisperConfig:
+    """A model with own tokens that is told the language second in its prompt; no text has these tokens."""
+    prompt = (config.prompt[0], next(iter(languages.values())))
+    suppress = tuple(dict.fromkeys((*config.suppress, *languages.values())))
+    return replace(config, languages=dict(languages), prompt=prompt, suppress=suppress)
+
+
 class Whisper(EncoderDecoder):
     """Encoder of two convolutions and Transformer layers, Transformer decoder; see `EncoderDecoder`."""
 
@@ -126,14 +139,16 @@ class Whisper(EncoderDecoder):
         super().__init__(
             config.prompt, config.end, config.suppress, config.begin_suppress,
             config.ctc_weight, config.label_smoothing, config.tokens_per_frame,
+            languages=config.languages, language_weight=config.language_weight,
         )  # fmt: skip
         if config.vocab_size < 2:
             raise UserError(f"whisper: vocab_size {config.vocab_size} leaves no token beside the end")
         if not config.prompt:
             raise UserError("whisper: prompt is empty; decoding needs a token to start with")
-        for name in ("prompt", "end", "suppress", "begin_suppress"):
+        for name in ("prompt", "end", "suppress", "begin_suppress", "languages"):
             value = getattr(config, name)
-            for token in value if isinstance(value, tuple) else (value,):
+            value = value.values() if isinstance(value, dict) else value
+            for token in (value,) if isinstance(value, int) else value:
                 if not 0 <= token < config.vocab_size:
                     raise UserError(f"whisper: {name} names token {token}, but there are 0 to {config.vocab_size - 1}")
         self.encoder = WhisperEncoder(config.encoder)

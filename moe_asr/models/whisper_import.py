@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +17,10 @@ from moe_asr.data.whisper_tokens import WhisperTokens
 from moe_asr.errors import UserError
 from moe_asr.models.build import ModelConfig
 from moe_asr.models.folder import FolderConfig, check_state, save_model
-from moe_asr.models.whisper import Whisper, WhisperConfig
+from moe_asr.models.whisper import Whisper, WhisperConfig, with_languages
 from moe_asr.models.whisper_checkpoint import EMBEDDING, Checkpoint, read_checkpoint
 
+_LANGUAGE = re.compile(r"<\|([a-z]{2,3})\|>")
 _FRAMES_PER_SECOND = 50  # of the encoder
 
 
@@ -28,13 +30,15 @@ class Choices:
 
     Args:
         tokens: folder of a token set that replaces the checkpoint's own
-        language: that a multilingual checkpoint listens for, as in its tokens: en, zh, ...
+        language: that a multilingual checkpoint listens for, as in its tokens: en, zh, ...; None takes them all, and
+            each utterance names its own
         task: transcribe or translate, for a multilingual checkpoint
         pad_to_30s: pads all audio with silence to 30 s, as in Whisper's training
         tail_padding_seconds: silence put behind every utterance instead
         seed: of new weights
         decoder_dropout: where the model is trained on, instead of the checkpoint's
         label_smoothing: where the model is trained on
+        language_weight: where the model is trained on, see `WhisperConfig`
     """
 
     tokens: Optional[str] = None
@@ -45,6 +49,7 @@ class Choices:
     seed: int = 0
     decoder_dropout: Optional[float] = None
     label_smoothing: float = 0.0
+    language_weight: float = 0.0
 
 
 def import_whisper(source: str, out_dir: str | Path, normaliser: str, choices: Choices = Choices()) -> list[str]:
@@ -61,9 +66,11 @@ def import_whisper(source: str, out_dir: str | Path, normaliser: str, choices: C
     else:
         tokens, replaced = _replace_embedding(checkpoint, config, choices)
         config = replace(config, vocab_size=tokens.size, replaced=replaced)
+        if tokens.languages:
+            config = with_languages(config, tokens.languages)
     if choices.decoder_dropout is not None:
         config = replace(config, decoder_dropout=choices.decoder_dropout)
-    config = replace(config, label_smoothing=choices.label_smoothing)
+    config = replace(config, label_smoothing=choices.label_smoothing, language_weight=choices.language_weight)
     pad = config.max_frames / _FRAMES_PER_SECOND if choices.pad_to_30s else 0.0
     features = FeatureConfig.whisper(config.mels, choices.tail_padding_seconds, pad)
     with torch.device("meta"):
@@ -137,14 +144,17 @@ def _with_prompt(
 ) -> WhisperConfig:
     """Tokens that decoding starts and ends with, and those that it avoids, as `generate` in transformers has them.
 
+    Without a language that is chosen or usual, the model keeps them all.
+
     The prompt is <|startoftranscript|> [<|language|> <|task|>] <|notimestamps|>.
     """
-    generation, source = checkpoint.generation, checkpoint.source
+    generation, source, languages = checkpoint.generation, checkpoint.source, {}
     names = ["startoftranscript", "notimestamps"]
     if _is_multilingual(checkpoint):
         language = choices.language or _usual_language(generation, tokens)
         if language is None:
-            raise UserError(f"{source} is multilingual: give --language, as in its tokens (en, zh, ...)")
+            languages = _languages(generation, tokens)
+            language = next(iter(languages), "en")
         names[1:1] = [language.strip("<|>"), choices.task or generation.get("task") or "transcribe"]
     elif choices.language or choices.task:
         raise UserError(f"{source} knows English only: leave out --language and --task")
@@ -158,6 +168,7 @@ def _with_prompt(
     return replace(
         config,
         prompt=tuple(prompt),
+        languages=languages,
         end=end[0] if isinstance(end, list) else end,
         suppress=tuple(generation.get("suppress_tokens") or ()),
         begin_suppress=tuple(generation.get("begin_suppress_tokens") or ()),
@@ -167,6 +178,16 @@ def _with_prompt(
 def _is_multilingual(checkpoint: Checkpoint) -> bool:
     # checkpoints made before transformers stored it have the size that OpenAI's own code decides by
     return checkpoint.generation.get("is_multilingual", checkpoint.config["vocab_size"] >= 51865)
+
+
+def _languages(generation: dict, tokens: WhisperTokens) -> dict[str, int]:
+    """Token of each language by its code, in the order of the tokens."""
+    if generation.get("lang_to_id"):
+        found = generation["lang_to_id"].items()
+    else:
+        found = ((tokens.piece(index), index) for index in range(tokens.size))
+    codes = {match[1]: index for piece, index in found if (match := _LANGUAGE.fullmatch(piece))}
+    return dict(sorted(codes.items(), key=lambda pair: pair[1]))
 
 
 def _usual_language(generation: dict, tokens: WhisperTokens) -> Optional[str]:

@@ -18,6 +18,7 @@ from torch import nn
 from moe_asr.config import save_config, to_plain
 from moe_asr.data.batches import Batch, BatchLoader, DataConfig
 from moe_asr.data.features import FeatureConfig, SpecAugmentConfig, log_mel, spec_augment
+from moe_asr.data.languages import check_languages
 from moe_asr.data.manifests import domain_names, read_manifests
 from moe_asr.data.tokens import Tokens
 from moe_asr.device import pick_device
@@ -170,6 +171,8 @@ def _make_trainer(
     recogniser = model.recogniser if adapted else model
     for loader in (train_loader, valid_loader) if isinstance(recogniser, Recogniser) else ():
         check_lengths(loader.utterances, recogniser, folder.features, tokens, min(loader.config.speed_factors))
+        if languages := getattr(recogniser, "languages", {}):
+            check_languages(loader.utterances, languages, "leave these utterances out")
 
     def forward(batch: Batch, generator: Optional[torch.Generator]) -> Loss:
         features_NTF, lengths_N = log_mel(batch.audio_NS, batch.audio_lengths_N, folder.features)
@@ -251,7 +254,8 @@ def _start(config: RunConfig):
                         "a domain_classifier has no tokens; leave them out")  # fmt: skip
     tokens = None if classifier else Tokens(config.tokens)
     names = domain_names(read_manifests(config.data.manifests), config.data.domain_key) if classifier else ()
-    model_config = complete_config(config.model, config.features.num_mels, tokens.size if tokens else 0, names)
+    size, languages = (tokens.size, tokens.languages) if tokens else (0, {})
+    model_config = complete_config(config.model, config.features.num_mels, size, names, languages)
     folder, model = FolderConfig(model_config, config.features, config.normaliser), build_model(model_config)
     if config.init_encoder is not None:
         _take_encoder(model, load_model(config.init_encoder), folder, config.init_encoder)

@@ -86,3 +86,19 @@ def test_missing_or_foreign_model_is_named(tmp_path):
     (tmp_path / "tokens.model").write_bytes(b"not a model")
     with pytest.raises(UserError, match="not a sentencepiece model"):
         Tokens(tmp_path)
+
+
+@pytest.mark.parametrize("kind, size", [("char", 0), ("word", 0), ("bpe", 42)])
+def test_languages_have_tokens_that_no_text_has_and_none_shows(tmp_path, kind, size):
+    without = train_tokens(TEXTS, tmp_path / "without", kind, size - 2 if size else 0)
+    tokens = train_tokens(TEXTS, tmp_path / "with", kind, size, ["de", "zh-CN"])
+    assert tokens.languages == {"de": 3, "zh-CN": 4} and without.languages == {}
+    assert tokens.size == without.size + 2 and Tokens(tmp_path / "with").languages == tokens.languages
+    text = "turn off the radio"
+    assert tokens.decode([3, *tokens.encode(text), 4]) == text
+    assert not {3, 4} & set(tokens.encode("<|de|> radio <|zh-CN|>"))
+
+
+def test_a_language_has_one_token(tmp_path):
+    with pytest.raises(UserError, match="a language is named twice: de, de"):
+        train_tokens(TEXTS, tmp_path, "char", 0, ["de", "de"])

@@ -23,6 +23,7 @@ class Targets:
     tokens_NU: torch.Tensor
     token_lengths_N: torch.Tensor
     domains_N: torch.Tensor
+    languages: list[str] = ()
 
 
 @pytest.fixture

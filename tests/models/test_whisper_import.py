@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers")
 
 import whisper_checkpoints  # noqa: E402
 from whisper_checkpoints import edit  # noqa: E402
@@ -162,6 +162,32 @@ class TestPrompt:
         edit(path, language="en", task="translate")
         assert taken(multilingual)[0].config.model.whisper.prompt == (276, 277, 279, 281)
 
+    def test_of_all_languages(self, multilingual):
+        ours = taken(multilingual)[0].config.model.whisper
+        assert ours.prompt == (276, 277, 280, 281) and ours.languages == {"en": 277, "zh": 278}
+        edit(multilingual / "generation_config.json", lang_to_id=None)  # older checkpoints do not have it
+        again = taken(multilingual)[0].config.model.whisper
+        assert again.languages == ours.languages and again.prompt == ours.prompt
+
+    def test_languages_are_told_apart_as_in_transformers(self, multilingual):
+        theirs = transformers.WhisperForConditionalGeneration.from_pretrained(multilingual)
+        ours = taken(multilingual)[0].model
+        features = torch.randn(8, 200, 16, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            found = theirs.detect_language(features.transpose(1, 2))
+            start = torch.full((8, 1), ours.prompt[0])
+            logits_NV = theirs(features.transpose(1, 2), decoder_input_ids=start).logits[:, 0]
+        posteriors_NL = ours.language_posteriors(*ours.encode(features, torch.full((8,), 200)))
+        ids = torch.tensor(list(ours.languages.values()))
+        assert ids[posteriors_NL.argmax(1)].tolist() == found.tolist()
+        torch.testing.assert_close(posteriors_NL, logits_NV[:, ids].softmax(1), rtol=1e-4, atol=1e-5)
+
+    def test_own_tokens_bring_their_languages(self, checkpoint, tmp_path):
+        train_tokens(["ab ba"], tmp_path / "marked", "char", languages=["de", "fa"])
+        config = taken(checkpoint, tokens=str(tmp_path / "marked"), language_weight=0.5)[0].config.model.whisper
+        assert config.languages == {"de": 3, "fa": 4} and config.prompt == (2, 3)
+        assert config.suppress == (0, 3, 4) and config.language_weight == 0.5
+
     def test_without_generation_settings_those_of_the_model_count(self, checkpoint):
         (checkpoint / "generation_config.json").unlink()
         edit(checkpoint / "config.json", suppress_tokens=[4], begin_suppress_tokens=[220])
@@ -179,8 +205,6 @@ class TestPrompt:
         assert taken(checkpoint)[0].config.model.whisper.end == 275
 
     def test_needs_a_language_that_there_is(self, multilingual, checkpoint, pieces):
-        with pytest.raises(UserError, match="is multilingual: give --language"):
-            taken(multilingual)
         with pytest.raises(UserError, match=r"has no token <\|english\|>: languages are written as in en, zh, fa"):
             taken(multilingual, language="english")
         with pytest.raises(UserError, match="knows English only: leave out --language and --task"):
