@@ -19,6 +19,7 @@ SHORTEST = 0.1  # seconds of a recording below which nothing in it is taken for 
 _BAND = (150.0, 4000.0)  # Hz: without hum below, and hiss above
 _LOWEST = -120.0  # dB: digital silence
 _WINDOW, _STEP = 30.0, 10.0  # seconds over which, and from which to which, the noise is looked at
+_AROUND = 5  # frames on both sides of one that are looked at for a cut in speech
 _NOISE, _SPEECH = 10, 95  # percentiles of the levels in a window
 
 
@@ -108,12 +109,12 @@ def cut(levels_T: np.ndarray, max_seconds: float, config: SegmentConfig) -> list
         return []
     pieces = []
     longest = max(1, int(max_seconds / FRAME + 1e-6))
-    quiet_T = _smooth(levels_T)
+    around_T = _smooth(levels_T)
     for start, end in _padded(_runs(levels_T > threshold(levels_T, config), config), len(levels_T), config):
         while end - start > longest:
             # what is left after the last cut is no tiny rest either
             low, high = start + (longest + 1) // 2, min(start + longest, end - longest // 4)
-            place = low + int(quiet_T[low : high + 1].argmin()) if high > low else start + longest
+            place = _quietest(levels_T, around_T, low, high) if high > low else start + longest
             pieces.append((start, place))
             start = place
         pieces.append((start, end))
@@ -143,9 +144,15 @@ def _padded(runs: list[tuple[int, int]], num_frames: int, config: SegmentConfig)
     ]
 
 
-def _smooth(levels_T: np.ndarray, width: int = 11) -> np.ndarray:
-    """The mean over about a fifth of a second, so that a cut is in a pause and not in the closure of a plosive."""
-    if len(levels_T) < width:
-        return levels_T
-    padded = np.pad(levels_T, width // 2, mode="edge")
-    return np.convolve(padded, np.ones(width) / width, mode="valid")
+def _quietest(levels_T: np.ndarray, around_T: np.ndarray, low: int, high: int) -> int:
+    """From low to high, the quietest frame of the quietest fifth of a second."""
+    middle = low + int(around_T[low : high + 1].argmin())
+    low, high = max(low, middle - _AROUND), min(high, middle + _AROUND)
+    return low + int(levels_T[low : high + 1].argmin())
+
+
+def _smooth(levels_T: np.ndarray) -> np.ndarray:
+    """The level of a fifth of a second around each frame."""
+    width = 2 * _AROUND + 1
+    power_T = np.pad(10 ** (levels_T / 10), _AROUND, mode="edge")
+    return 10 * np.log10(np.convolve(power_T, np.ones(width) / width, mode="valid"))

@@ -118,7 +118,7 @@ def test_the_threshold_follows_the_noise():
 
 def test_speech_without_a_pause_is_cut_at_its_quietest_points_and_nothing_is_lost():
     sound = signal(-1, 60, -1)
-    dips = [8.0, 15.0, 27.0, 33.0, 45.0, 52.0]
+    dips = [8.0, 15.0, 22.0, 29.0, 36.0, 43.0, 50.0]
     for dip in dips:  # quieter for 0.3 s, but far above the noise
         sound[round((dip - 0.15) * RATE) : round((dip + 0.15) * RATE)] *= db(-12)
     pieces = found(sound, longest=10.0)
@@ -126,7 +126,7 @@ def test_speech_without_a_pause_is_cut_at_its_quietest_points_and_nothing_is_los
     cuts = [end for _, end in pieces[:-1]]
     assert cuts == [start for start, _ in pieces[1:]]
     assert max(end - start for start, end in pieces) <= 10.0 + 1e-9 and min(end - start for start, end in pieces) > 2.4
-    assert sum(min(abs(cut - dip) for dip in dips) < 0.15 for cut in cuts) >= 5
+    assert len(cuts) == 8 and np.abs(np.array(cuts[:7]) - dips).max() < 0.15
 
 
 @pytest.mark.parametrize("seed", range(20))
