@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
@@ -77,13 +77,13 @@ def transcribe(config: TranscribeConfig) -> None:
         run = _Run(
             config, find_texts, longest, facts, emit,
             advance=lambda seconds: bar.advance(task, seconds),
-            complain=lambda text: _apart(bar, lambda: print(text, file=sys.stderr, flush=True)),
+            say=lambda text: _apart(bar, lambda: print(text, file=sys.stderr, flush=True)),
         )  # fmt: skip
         with speed.measured(run.seconds):
             run.transcribe(paths)
     print(run.summary(speed, config.out_dir), file=sys.stderr)
     if run.bad:
-        raise UserError(f"{run.bad} of {len(paths)} files could not be read or not to their ends, see above")
+        raise UserError(f"{len(run.bad)} of {len(paths)} files could not be read or not to their ends, see above")
 
 
 @dataclass
@@ -110,7 +110,7 @@ class _Run:
         facts: of the transcripts
         emit: takes a transcript
         advance: is told seconds of audio that are done
-        complain: takes a line about a bad file
+        say: takes a line for the user
     """
 
     def __init__(
@@ -121,15 +121,15 @@ class _Run:
         facts: dict,
         emit: Callable[[Transcript], None],
         advance: Callable[[float], None],
-        complain: Callable[[str], None],
+        say: Callable[[str], None],
     ) -> None:
         self._config, self._find_texts, self._longest, self._facts = config, find_texts, longest, facts
-        self._emit, self._advance, self._complain = emit, advance, complain
+        self._emit, self._advance, self._say = emit, advance, say
         self._rate = find_texts.loaded.config.features.sample_rate
         self._pending: deque[_Job] = deque()
         self._window: list[tuple[_Job, int, np.ndarray]] = []
         self._waiting = 0.0  # seconds in the window
-        self.bad = 0
+        self.bad: set[Path] = set()
         self.seconds: list[float] = []
         self._counts = {"pieces": 0, "truncated": 0, "looping": 0}
 
@@ -138,12 +138,11 @@ class _Run:
         for path in paths:
             job = _Job(path)
             self._pending.append(job)
-            try:
-                self._read(job)
-            except UserError as error:
-                job.failed = True
-                self.bad += 1
-                self._complain(f"error: {error}")
+            for index, samples_S in enumerate(self._read(job)):
+                self._window.append((job, index, samples_S))
+                self._waiting += len(samples_S) / self._rate
+                if self._waiting >= _AHEAD * self._config.max_duration:
+                    self._compute()
             job.read = True
             self._give_out()
         self._compute()
@@ -158,19 +157,23 @@ class _Run:
             line += f", {self._counts[sign]:,} {words}" if self._counts[sign] else ""
         return line
 
-    def _read(self, job: _Job) -> None:
-        job.recording = recording = read_levels(job.path)
-        job.spans = cut(recording.levels_T, self._longest, self._config.segments)
-        spoken = sum(recording.time(end) - recording.time(start) for start, end in job.spans)
-        self._advance(recording.seconds - spoken)
-        if recording.problem:
-            self.bad += 1
-            self._complain(f"error: {job.path}: {recording.problem}; what there is of it is transcribed")
-        for index, samples_S in enumerate(read_pieces(recording, job.spans, self._rate)):
-            self._window.append((job, index, samples_S))
-            self._waiting += len(samples_S) / self._rate
-            if self._waiting >= _AHEAD * self._config.max_duration:
-                self._compute()
+    def _read(self, job: _Job) -> Iterator[np.ndarray]:
+        """Samples of the pieces of a file, as far as it can be read."""
+        try:
+            job.recording = recording = read_levels(job.path)
+            job.spans = cut(recording.levels_T, self._longest, self._config.segments)
+            if recording.problem:
+                self._complain(job, f"{job.path}: {recording.problem}; what there is of it is transcribed")
+            spoken = sum(recording.time(end) - recording.time(start) for start, end in job.spans)
+            self._advance(recording.seconds - spoken)
+            yield from read_pieces(recording, job.spans, self._rate)
+        except UserError as error:
+            job.failed = True
+            self._complain(job, str(error))
+
+    def _complain(self, job: _Job, why: str) -> None:
+        self.bad.add(job.path)
+        self._say(f"error: {why}")
 
     def _compute(self) -> None:
         window, self._window, self._waiting = self._window, [], 0.0

@@ -12,6 +12,7 @@ from toy_recogniser import save_aed
 from moe_asr.bin.transcribe import transcribe
 from moe_asr.config import run_command
 from moe_asr.data.manifests import Utterance, write_manifest
+from moe_asr.data.recordings import read_levels
 from moe_asr.decoding.batch_decoder import BatchDecoder
 from moe_asr.decoding.run import DecodeConfig, decode
 from moe_asr.decoding.transcribe import longest_piece
@@ -179,6 +180,33 @@ def test_a_bad_file_does_not_stop_the_others(folder, run, tmp_path, monkeypatch)
     half, whole = (json.loads((tmp_path / f"out/{n}.json").read_text()) for n in (3, 4))
     assert half["problem"].startswith("breaks off: ") and half["duration"] == pytest.approx(3.85, abs=0.01)
     assert len(half["pieces"]) == 2 and "problem" not in whole and len(whole["pieces"]) == 3
+
+
+def test_an_error_of_the_model_is_no_error_of_a_file(folder, run, monkeypatch):
+    def fails(*_):
+        raise UserError("the model does not want to")
+
+    monkeypatch.setattr("moe_asr.decoding.transcribe._AHEAD", 0)
+    monkeypatch.setattr(BatchDecoder, "__call__", fails)
+    code, out, err = run(f"{folder}/in")
+    assert (code, out, err) == (1, "", "error: the model does not want to\n")
+
+
+def test_a_file_that_changes_meanwhile_has_no_transcript(folder, run, tmp_path, monkeypatch):
+    """The pieces of its first half are computed, but it is not said that they are all."""
+    for name in "ab":
+        soundfile.write(tmp_path / f"{name}.wav", recording(*PARTS[name]), RATE)
+
+    def cuts(path):
+        found = read_levels(path)
+        if path.name == "a.wav":
+            path.write_bytes(path.read_bytes()[: 44 + 2 * 5 * RATE])
+        return found
+
+    monkeypatch.setattr("moe_asr.decoding.transcribe.read_levels", cuts)
+    code, _, err = run(tmp_path, out_dir=tmp_path / "out")
+    assert code == 1 and "a.wav: cannot be read: it has changed" in err and "1 of 2 files could not be read" in err
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["b.txt"]
 
 
 def test_where_nobody_speaks_nothing_is_computed(folder, run, tmp_path, monkeypatch):
