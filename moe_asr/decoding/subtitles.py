@@ -21,7 +21,8 @@ class Cue:
 def srt(cues: Iterable[Cue]) -> str:
     """The contents of a file; cues without text are left out, and one ends where the next begins, at the latest.
 
-    A text that fills more than two lines is shown as several cues, each for a time in proportion to its columns.
+    A text that fills more than two lines is shown as several cues of about the same length, each for a time in
+    proportion to its columns.
     """
     shown = [part for cue in sorted(cues, key=lambda cue: cue.start) for part in _parts(cue)]
     blocks = []
@@ -94,8 +95,21 @@ def _fitting(word: str, columns: int) -> int:
     return len(word)
 
 
+def _even_lines(text: str) -> list[str]:
+    """The lines of a text, as narrow as they can be without another cue, so that none is left with a word or two."""
+    wide = lines(text)
+    if len(wide) <= 1:
+        return wide
+    most = -(-len(wide) // LINES) * LINES
+    longest = max(width(word.strip()) for word in _words(text))
+    for columns in range(max(longest, width(text) // most), LINE):
+        if len(narrow := lines(text, columns)) <= most:
+            return narrow
+    return wide
+
+
 def _parts(cue: Cue) -> list[Cue]:
-    all_lines = lines(cue.text)
+    all_lines = _even_lines(cue.text)
     texts = ["\n".join(all_lines[first : first + LINES]) for first in range(0, len(all_lines), LINES)]
     total, done, parts = sum(map(width, texts)), 0, []
     for text in texts:

@@ -60,3 +60,10 @@ def test_whatever_is_said_cues_do_not_overlap_and_no_character_is_lost(seed):
     said = "".join("".join(cue.text.split()) for cue in cues)
     assert "".join("".join("".join(shown).split()) for *_, shown in found) == said
     assert found[0][0] == round(1000 * next(cue.start for cue in cues if cue.text))
+
+
+def test_a_long_text_is_shared_evenly():
+    found = read(srt([Cue(0, 9, " ".join(["word"] * 18))]))  # 89 columns: two lines of 42 are not enough
+    assert [[len(line) for line in shown] for *_, shown in found] == [[24, 24], [24, 14]]
+    assert [start for start, *_ in found] == [0, round(9000 * 49 / 88)] and found[-1][1] == 9000
+    assert [shown for *_, shown in read(srt([Cue(0, 9, "a" * 40 + " bcd")]))] == [["a" * 40, "bcd"]]
