@@ -10,26 +10,23 @@ from pathlib import Path
 from typing import Optional
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import Progress
 
 from moe_asr.data.batches import collate
-from moe_asr.data.features import FeatureConfig, num_frames
 from moe_asr.data.manifests import Utterance
 from moe_asr.data.plan import BatchPlan
 from moe_asr.data.recordings import Recording, declared_seconds, find_recordings, read_levels, read_pieces
-from moe_asr.data.segments import FRAME, cut
+from moe_asr.data.segments import cut
 from moe_asr.decoding.batch_decoder import BatchDecoder, Speed, load_recogniser, signs
+from moe_asr.decoding.told import Told, check_told
 from moe_asr.decoding.transcribe_config import TranscribeConfig
 from moe_asr.decoding.transcripts import Piece, Transcript, output_files, read_formats, save
 from moe_asr.device import pick_device
 from moe_asr.errors import UserError
 from moe_asr.methods.adapt import load_adapted
-from moe_asr.methods.adaptation import AdaptedRecogniser
-from moe_asr.models.interface import Recogniser
+from moe_asr.models.lengths import longest_piece
 
-_USUAL = 20.0  # seconds of the longest piece, where the model can hear as much
 _AHEAD = 4  # batches of audio that are read before the first of them is computed, so that like durations meet
 
 
@@ -37,8 +34,8 @@ def transcribe(config: TranscribeConfig) -> None:
     """Runs the whole of it; transcripts of finished files are whole whenever it is stopped.
 
     Raises:
-        UserError: see `find_recordings`, `output_files`, `load_recogniser`, `load_adapted` and `BatchDecoder`; an
-            option is not for this model or adaptation; or, after all others are done, files that could not be read
+        UserError: see `find_recordings`, `output_files`, `load_recogniser`, `load_adapted`, `check_told`,
+            `longest_piece` and `BatchDecoder`; or, after all others are done, files that could not be read
     """
     formats = read_formats(config.format)
     recordings = find_recordings(config.files)
@@ -51,12 +48,14 @@ def transcribe(config: TranscribeConfig) -> None:
     device = pick_device(config.device)
     loaded = load_recogniser(config.model)
     adapted = load_adapted(loaded.model, config.adaptation) if config.adaptation else None
-    route = "label" if _tells_domain(config, adapted) else None
+    told = check_told(config.language, config.accent, loaded.model, adapted, config.adaptation)
     longest = longest_piece(loaded.model, loaded.config.features, config.max_seconds)
     if longest > config.max_duration:
         raise UserError(f"max_duration {config.max_duration:g} s is shorter than pieces of {longest:g} s")
+    route = "label" if told.domain else None
     find_texts = BatchDecoder(loaded, adapted, config.search, device, route, precision=config.precision)
-    facts = {"model": config.model} | ({"adaptation": config.adaptation} if config.adaptation else {})
+    facts = {"model": config.model, "adaptation": config.adaptation, "language": told.language, "accent": told.accent}
+    facts = {name: value for name, value in facts.items() if value}
     bar = Progress(
         console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty(), redirect_stdout=False
     )  # fmt: skip
@@ -75,7 +74,7 @@ def transcribe(config: TranscribeConfig) -> None:
     with bar:
         task = bar.add_task("transcribe", total=sum(map(declared_seconds, paths)))
         run = _Run(
-            config, find_texts, longest, facts, emit,
+            config, find_texts, told, longest, facts, emit,
             advance=lambda seconds: bar.advance(task, seconds),
             say=lambda text: _apart(bar, lambda: print(text, file=sys.stderr, flush=True)),
         )  # fmt: skip
@@ -117,13 +116,15 @@ class _Run:
         self,
         config: TranscribeConfig,
         find_texts: BatchDecoder,
+        told: Told,
         longest: float,
         facts: dict,
         emit: Callable[[Transcript], None],
         advance: Callable[[float], None],
         say: Callable[[str], None],
     ) -> None:
-        self._config, self._find_texts, self._longest, self._facts = config, find_texts, longest, facts
+        self._config, self._find_texts, self._told = config, find_texts, told
+        self._longest, self._facts = longest, facts
         self._emit, self._advance, self._say = emit, advance, say
         self._rate = find_texts.loaded.config.features.sample_rate
         self._pending: deque[_Job] = deque()
@@ -209,7 +210,7 @@ class _Run:
         start = recording.time(first)
         return Utterance(
             f"{job.path}-{index}", str(job.path), recording.num_samples, recording.sample_rate, "",
-            accent=self._config.accent or "", start=start, duration=recording.time(last) - start,
+            language=self._told.language, accent=self._told.accent, start=start, duration=recording.time(last) - start,
         )  # fmt: skip
 
     def _give_out(self) -> None:
@@ -220,53 +221,6 @@ class _Run:
                 self.seconds.append(recording.seconds)
                 pieces = [job.found[index] for index in range(len(job.spans))]
                 self._emit(Transcript(str(job.path), recording.seconds, pieces, self._facts, recording.problem))
-
-
-def longest_piece(recogniser: Recogniser, features: FeatureConfig, wanted: Optional[float] = None) -> float:
-    """Seconds of the longest piece to give to a model: those wanted, or 20, or as many as it can hear.
-
-    Raises:
-        UserError: it cannot hear as many as are wanted
-    """
-
-    def too_long(seconds: float) -> Optional[str]:
-        if features.pad_seconds and seconds > features.pad_seconds:
-            return f"its features are padded to {features.pad_seconds:g} s"
-        samples = torch.tensor(round(seconds * features.sample_rate))
-        return recogniser.too_long(int(num_frames(samples, features)), 1)
-
-    if not (why := too_long(wanted or _USUAL)):
-        return wanted or _USUAL
-    if wanted:
-        raise UserError(f"pieces of max_seconds {wanted:g} s are too long for this model: {why}")
-    fits, fails = 0, round(_USUAL / FRAME)  # frames
-    while fails - fits > 1:
-        middle = (fits + fails) // 2
-        fits, fails = (fits, middle) if too_long(middle * FRAME) else (middle, fails)
-    if not fits:
-        raise UserError(f"this model hears nothing: {why}")
-    return fits * FRAME
-
-
-def _tells_domain(config: TranscribeConfig, adapted: Optional[AdaptedRecogniser]) -> bool:
-    """Whether the experts are told the accent.
-
-    Raises:
-        UserError: they do not ask for it, do not know it, or need it and are not told
-    """
-    source = adapted.domain_source() if adapted else None
-    key = adapted.config.domain_key if source else None
-    known = ", ".join(adapted.config.domains) if source else ""
-    if config.accent is not None:
-        if key != "accent":
-            raise UserError("accent is for an adaptation whose routers see the accent; leave it out")
-        if config.accent not in adapted.config.domains:
-            raise UserError(f"accent {config.accent} is none that {config.adaptation} knows, which are {known}")
-        return True
-    if source == "label":
-        advice = f"give --accent, one of {known}" if key == "accent" else "this command cannot tell it"
-        raise UserError(f"{config.adaptation} must be told the {key} of what it hears: {advice}")
-    return False
 
 
 def _without_done(paths: list[Path], outputs: dict[Path, dict[str, Path]], config: TranscribeConfig) -> list[Path]:

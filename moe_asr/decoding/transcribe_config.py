@@ -19,6 +19,7 @@ class TranscribeConfig:
         model: model folder
         files: audio files (wav, flac, mp3, ogg, opus), and folders of them
         adaptation: folder of experts trained on this model
+        language: language of all the speech, as in de, for models that know several
         accent: accent of all the speech, for experts whose routers see the accent; otherwise they find out as they did
             in training
         format: text, json or srt, or several of them as in text,srt
@@ -37,6 +38,7 @@ class TranscribeConfig:
     model: str
     files: list[str] = field(default_factory=list, metadata={"positional": True})
     adaptation: Optional[str] = None
+    language: Optional[str] = None
     accent: Optional[str] = None
     format: str = "text"
     out_dir: Optional[str] = None

@@ -1,8 +1,9 @@
-"""Finding utterances that are too long for a model before it comes upon them."""
+"""How much a model can hear at once: utterances that are too long are found before it comes upon them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Optional
 
 import torch
 
@@ -11,6 +12,11 @@ from moe_asr.data.manifests import Utterance
 from moe_asr.data.tokens import TokenSet
 from moe_asr.errors import UserError
 from moe_asr.models.interface import Recogniser
+
+USUAL_PIECE = 20.0
+"""Seconds of the longest piece into which recordings are cut, where a model can hear as much."""
+
+_STEP = 0.02  # seconds, to which that of other models is found
 
 
 def check_lengths(
@@ -34,3 +40,29 @@ def check_lengths(
         num_tokens = len(tokens.encode(utterance.text)) if tokens else 1
         if why := recogniser.too_long(int(num_frames(samples, features)), num_tokens):
             raise UserError(f"utterance {utterance.id} is too long: {why}; cut it, or leave it out")
+
+
+def longest_piece(recogniser: Recogniser, features: FeatureConfig, wanted: Optional[float] = None) -> float:
+    """Seconds of the longest piece to give to a model: those wanted, or 20, or as many as it can hear.
+
+    Raises:
+        UserError: it cannot hear as many as are wanted
+    """
+
+    def too_long(seconds: float) -> Optional[str]:
+        if features.pad_seconds and seconds > features.pad_seconds:
+            return f"its features are padded to {features.pad_seconds:g} s"
+        samples = torch.tensor(round(seconds * features.sample_rate))
+        return recogniser.too_long(int(num_frames(samples, features)), 1)
+
+    if not (why := too_long(wanted or USUAL_PIECE)):
+        return wanted or USUAL_PIECE
+    if wanted:
+        raise UserError(f"pieces of max_seconds {wanted:g} s are too long for this model: {why}")
+    fits, fails = 0, round(USUAL_PIECE / _STEP)  # steps
+    while fails - fits > 1:
+        middle = (fits + fails) // 2
+        fits, fails = (fits, middle) if too_long(middle * _STEP) else (middle, fails)
+    if fits * _STEP < 1:
+        raise UserError(f"this model hears less than a second at once: {why}")
+    return fits * _STEP

@@ -15,7 +15,6 @@ from moe_asr.data.manifests import Utterance, write_manifest
 from moe_asr.data.recordings import read_levels
 from moe_asr.decoding.batch_decoder import BatchDecoder
 from moe_asr.decoding.run import DecodeConfig, decode
-from moe_asr.decoding.transcribe import longest_piece
 from moe_asr.decoding.transcribe_config import TranscribeConfig
 from moe_asr.errors import UserError
 from moe_asr.experts import ExpertSpec, RouterSpec
@@ -291,6 +290,23 @@ def test_an_accent_is_told_to_experts_that_ask_for_it(folder, run, tmp_path):
     assert out.splitlines()[-1] == hyp != ""
 
 
+def test_the_language_is_told_to_models_that_know_several(folder, run, tmp_path):
+    save_aed(folder / "several", torch.Generator().manual_seed(21), languages=("de", "zh"))
+    told = {}
+    for language in ("de", "zh-CN"):
+        code, out, _ = run(f"{folder}/in", model="several", format="json", language=language)
+        assert code == 0 and [entry["language"] for entry in read(out)] == [language] * 3
+        told[language] = texts(out)
+    assert told["de"] != told["zh-CN"]
+    soundfile.write(tmp_path / "one.wav", recording(2.0), RATE, subtype="FLOAT")
+    write_manifest(tmp_path / "m.jsonl", [Utterance("one", f"{tmp_path}/one.wav", 2 * RATE, RATE, "x", language="zh")])
+    decode(DecodeConfig(f"{folder}/several", f"{tmp_path}/m.jsonl", f"{tmp_path}/out", device="cpu"))
+    hyp = json.loads((tmp_path / "out/hyps.jsonl").read_text())["hyp"]
+    assert run(tmp_path / "one.wav", model="several", language="zh-CN")[1].splitlines()[-1] == hyp != ""
+    code, _, err = run(f"{folder}/in", model="several", language="fa")
+    assert (code, err) == (1, "error: language fa is none that the model knows, which are de, zh\n")
+
+
 @pytest.mark.parametrize("message, options", [
     ("no such file or folder: .*nothing.wav", {"word": "nothing.wav"}),
     ("format 'txt' is none of text, json, srt", {"format": "txt"}),
@@ -322,20 +338,3 @@ def test_bad_input_is_refused_at_once_in_one_line(folder, run, monkeypatch, mess
 def test_nothing_named(run):
     code, out, err = run()
     assert code == 2 and "nothing to transcribe" in err and len(err.splitlines()) == 1
-
-
-def test_the_longest_piece_is_what_a_model_can_hear(folder, monkeypatch):
-    loaded = load_model(folder / "model")
-    features = loaded.config.features
-    assert longest_piece(loaded.model, features) == 20 and longest_piece(loaded.model, features, 33) == 33
-    limit = 700  # frames: 25 ms and 699 times 10 ms
-    monkeypatch.setattr(
-        type(loaded.model), "too_long", lambda self, frames, tokens: "too many" if frames > limit else None
-    )
-    assert longest_piece(loaded.model, features) == pytest.approx(7.02, abs=0.01)
-    assert longest_piece(loaded.model, features, 7) == 7
-    with pytest.raises(UserError, match="max_seconds 8 s are too long for this model: too many"):
-        longest_piece(loaded.model, features, 8)
-    padded = type(features).whisper(pad_seconds=6)
-    monkeypatch.setattr(type(loaded.model), "too_long", lambda self, frames, tokens: None)
-    assert longest_piece(loaded.model, padded) == pytest.approx(6)

@@ -18,11 +18,12 @@ def lively(module, generator):
             torch.nn.init.xavier_normal_(p, 2.0, generator=generator)
 
 
-def save_aed(folder, generator):
-    """A Conformer with decoder and CTC."""
-    tokens = train_tokens(["abcdefghij klmnop"], folder.with_name("tokens"), "char")
+def save_aed(folder, generator, languages=()):
+    """A Conformer with decoder and CTC, and perhaps with tokens of languages."""
+    tokens = train_tokens(["abcdefghij klmnop"], folder.with_name("tokens"), "char", languages=languages)
     encoder = ConformerConfig(mels=20, width=16, layers=1, heads=2, ffn_multiplier=2, kernel=3)
-    config = ConformerAEDConfig(encoder, DecoderConfig(1, 2, 24, max_tokens=40), tokens.size, tokens_per_frame=0.7)
+    config = ConformerAEDConfig(encoder, DecoderConfig(1, 2, 24, max_tokens=40), tokens.size, tokens_per_frame=0.7,
+                               languages=tokens.languages)  # fmt: skip
     torch.manual_seed(0)
     model = ConformerAED(config)
     lively(model, generator)

@@ -3,7 +3,7 @@ import pytest
 from moe_asr.data.features import FeatureConfig
 from moe_asr.data.manifests import Utterance
 from moe_asr.errors import UserError
-from moe_asr.models.lengths import check_lengths
+from moe_asr.models.lengths import check_lengths, longest_piece
 
 FEATURES = FeatureConfig(sample_rate=8000)
 
@@ -44,3 +44,25 @@ def test_slower_speech_is_longer():
     check_lengths([utterance("a", 92)], Model(), FEATURES)
     with pytest.raises(UserError, match="utterance a"):
         check_lengths([utterance("a", 92)], Model(), FEATURES, slowest=0.9)
+
+
+def test_the_longest_piece_is_what_a_model_can_hear():
+    seven = FEATURES.window + 699 * FEATURES.shift  # samples of 700 frames: 7.015 s
+
+    class Listener:
+        limit = 10**6
+
+        def too_long(self, frames, tokens):
+            return "too many" if frames > self.limit else None
+
+    model = Listener()
+    assert longest_piece(model, FEATURES) == 20 and longest_piece(model, FEATURES, 33) == 33
+    model.limit = 700
+    assert seven / 8000 - 0.02 <= longest_piece(model, FEATURES) < (seven + FEATURES.shift) / 8000
+    assert longest_piece(model, FEATURES, 7) == 7
+    with pytest.raises(UserError, match="max_seconds 8 s are too long for this model: too many"):
+        longest_piece(model, FEATURES, 8)
+    model.limit = 90
+    with pytest.raises(UserError, match="hears less than a second at once: too many"):
+        longest_piece(model, FEATURES)
+    assert longest_piece(Listener(), FeatureConfig.whisper(pad_seconds=6)) == pytest.approx(6)
