@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ def open_audio(path: str) -> soundfile.SoundFile:
         raise FileNotFoundError("no such file")
     if Path(path).stat().st_size == 0:
         raise ValueError("the file is empty")
-    return soundfile.SoundFile(path)
+    return soundfile.SoundFile(os.fsencode(path))  # soundfile encodes no name that is not UTF-8
 
 
 def why(error: Exception) -> str:

@@ -21,7 +21,7 @@ from moe_asr.data.segments import cut
 from moe_asr.decoding.batch_decoder import BatchDecoder, Speed, load_recogniser, signs
 from moe_asr.decoding.told import Told, check_told
 from moe_asr.decoding.transcribe_config import TranscribeConfig
-from moe_asr.decoding.transcripts import Piece, Transcript, output_files, read_formats, save
+from moe_asr.decoding.transcripts import Piece, Transcript, output_files, read_formats, save, shown
 from moe_asr.device import pick_device
 from moe_asr.errors import UserError
 from moe_asr.methods.adapt import load_adapted
@@ -54,6 +54,8 @@ def transcribe(config: TranscribeConfig) -> None:
         raise UserError(f"max_duration {config.max_duration:g} s is shorter than pieces of {longest:g} s")
     route = "label" if told.domain else None
     find_texts = BatchDecoder(loaded, adapted, config.search, device, route, precision=config.precision)
+    if config.out_dir:
+        Path(config.out_dir).mkdir(parents=True, exist_ok=True)  # now, not after hours, if that cannot be
     facts = {"model": config.model, "adaptation": config.adaptation, "language": told.language, "accent": told.accent}
     facts = {name: value for name, value in facts.items() if value}
     bar = Progress(
@@ -61,9 +63,9 @@ def transcribe(config: TranscribeConfig) -> None:
     )  # fmt: skip
     several = len(recordings) > 1
 
-    def emit(transcript: Transcript) -> None:
+    def emit(path: Path, transcript: Transcript) -> None:
         if config.out_dir:
-            save(transcript, outputs[Path(transcript.file)])
+            save(transcript, outputs[path])
             return
         text = transcript.write(formats[0], indent=None)
         if formats == ("text",) and several:
@@ -107,7 +109,7 @@ class _Run:
     Args:
         longest: piece in seconds
         facts: of the transcripts
-        emit: takes a transcript
+        emit: takes a file and its transcript
         advance: is told seconds of audio that are done
         say: takes a line for the user
     """
@@ -119,7 +121,7 @@ class _Run:
         told: Told,
         longest: float,
         facts: dict,
-        emit: Callable[[Transcript], None],
+        emit: Callable[[Path, Transcript], None],
         advance: Callable[[float], None],
         say: Callable[[str], None],
     ) -> None:
@@ -220,7 +222,8 @@ class _Run:
                 recording = job.recording
                 self.seconds.append(recording.seconds)
                 pieces = [job.found[index] for index in range(len(job.spans))]
-                self._emit(Transcript(str(job.path), recording.seconds, pieces, self._facts, recording.problem))
+                transcript = Transcript(shown(job.path), recording.seconds, pieces, self._facts, recording.problem)
+                self._emit(job.path, transcript)
 
 
 def _without_done(paths: list[Path], outputs: dict[Path, dict[str, Path]], config: TranscribeConfig) -> list[Path]:

@@ -26,8 +26,8 @@ class TranscribeConfig:
         out_dir: folder for the transcripts, a file for each recording and format; without it they are printed, json
             one line for each recording
         overwrite: make transcripts anew that are in out_dir already; otherwise they are left alone
-        max_seconds: longest piece that the model is given, 20 s if it can hear as much; recordings are cut at silences
-            and, where there is none for so long, at their quietest point
+        max_seconds: longest piece that the model is given, 20 s if it can hear and write as much; recordings are
+            cut at silences and, where there is none for so long, at their quietest point
         segments: what counts as silence
         search: how texts are found
         precision: fp32, or bf16 for the products inside the model

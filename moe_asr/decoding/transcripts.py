@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -92,6 +93,11 @@ def output_files(recordings: Mapping[Path, Path], out_dir: str, formats: Sequenc
             if other != path:
                 raise UserError(f"{other} and {path} would both be written to {target}: transcribe them apart")
     return found
+
+
+def shown(path: Path) -> str:
+    """A path as it can be printed and written, whatever bytes are in its name."""
+    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def save(transcript: Transcript, files: Mapping[str, Path]) -> None:

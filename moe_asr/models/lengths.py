@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import math
 from collections.abc import Iterable
 from typing import Optional
 
@@ -17,6 +19,7 @@ USUAL_PIECE = 20.0
 """Seconds of the longest piece into which recordings are cut, where a model can hear as much."""
 
 _STEP = 0.02  # seconds, to which that of other models is found
+_TOKENS = 10  # in a second of fast speech; texts of longer pieces would be cut off
 
 
 def check_lengths(
@@ -43,26 +46,26 @@ def check_lengths(
 
 
 def longest_piece(recogniser: Recogniser, features: FeatureConfig, wanted: Optional[float] = None) -> float:
-    """Seconds of the longest piece to give to a model: those wanted, or 20, or as many as it can hear.
+    """Seconds of the longest piece to give to a model: those wanted, or 20, or as many as it can hear and write down.
 
     Raises:
-        UserError: it cannot hear as many as are wanted
+        UserError: it cannot hear as many as are wanted, or not even one
     """
 
-    def too_long(seconds: float) -> Optional[str]:
+    def too_long(seconds: float, num_tokens: int) -> Optional[str]:
         if features.pad_seconds and seconds > features.pad_seconds:
             return f"its features are padded to {features.pad_seconds:g} s"
         samples = torch.tensor(round(seconds * features.sample_rate))
-        return recogniser.too_long(int(num_frames(samples, features)), 1)
+        return recogniser.too_long(int(num_frames(samples, features)), num_tokens)
 
-    if not (why := too_long(wanted or USUAL_PIECE)):
-        return wanted or USUAL_PIECE
-    if wanted:
-        raise UserError(f"pieces of max_seconds {wanted:g} s are too long for this model: {why}")
-    fits, fails = 0, round(USUAL_PIECE / _STEP)  # steps
-    while fails - fits > 1:
-        middle = (fits + fails) // 2
-        fits, fails = (fits, middle) if too_long(middle * _STEP) else (middle, fails)
-    if fits * _STEP < 1:
-        raise UserError(f"this model hears less than a second at once: {why}")
-    return fits * _STEP
+    if wanted is not None:
+        if why := too_long(wanted, 1):
+            raise UserError(f"pieces of max_seconds {wanted:g} s are too long for this model: {why}")
+        return wanted
+    most = round(USUAL_PIECE / _STEP)
+    steps = bisect.bisect_left(
+        range(1, most + 1), True, key=lambda n: too_long(n * _STEP, math.ceil(n * _STEP * _TOKENS)) is not None
+    )
+    if steps * _STEP < 1:
+        raise UserError(f"this model hears less than a second at once: {too_long(1, _TOKENS)}")
+    return steps * _STEP

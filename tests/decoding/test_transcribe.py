@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
@@ -70,7 +71,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def run(folder, capsys):
     def run(*words, model="model", **options):
-        options = {"device": "cpu", **options}
+        options = {"device": "cpu", "max_seconds": 20, **options}
         argv = ["--model", f"{folder}/{model}", *(f"--{k}={v}" for k, v in options.items()), *map(str, words)]
         try:
             run_command(TranscribeConfig, transcribe, argv)
@@ -243,6 +244,19 @@ def test_files_of_one_name_and_folders_in_folders(folder, run, tmp_path):
     ]  # fmt: skip
 
 
+def test_names_that_are_no_text(folder, run, tmp_path):
+    path = os.path.join(os.fsencode(tmp_path), b"a\xff.wav")
+    (tmp_path / "a.wav").write_bytes((folder / "in/a.wav").read_bytes())
+    try:
+        os.rename(tmp_path / "a.wav", path)
+    except OSError:
+        pytest.skip("this file system allows no such name")
+    code, out, _ = run(tmp_path, format="json")
+    assert code == 0 and read(out)[0]["file"] == f"{tmp_path}/a\ufffd.wav"
+    code, _, _ = run(tmp_path, format="json", out_dir=tmp_path / "out")
+    assert code == 0 and os.listdir(os.fsencode(tmp_path / "out")) == [b"a\xff.json"]
+
+
 def test_interrupted_is_not_lost(folder, run, tmp_path, monkeypatch):
     """Small batches: the first file is finished when it is stopped, and only the rest is done afterwards."""
     whole = tmp_path / "whole"
@@ -317,6 +331,7 @@ def test_the_language_is_told_to_models_that_know_several(folder, run, tmp_path)
     ("dom must be told the accent of what it hears: give --accent, one of north", {"adaptation": "dom"}),
     ("no adaptation in", {"adaptation": "nowhere"}),
     ("no model folder at", {"model": "nowhere"}),
+    ("File exists: .*a.wav", {"out_dir": "in/a.wav"}),
     ("max_seconds must be at least 1, not 0.5", {"max_seconds": 0.5}),
     ("max_duration 10 s is shorter than pieces of 20 s", {"max_duration": 10}),
     ("min_silence must not be negative", {"segments.min_silence": -1}),
@@ -324,8 +339,8 @@ def test_the_language_is_told_to_models_that_know_several(folder, run, tmp_path)
 ])  # fmt: skip
 def test_bad_input_is_refused_at_once_in_one_line(folder, run, monkeypatch, message, options):
     monkeypatch.setattr(BatchDecoder, "__call__", None)
-    if "adaptation" in options:
-        options = {**options, "adaptation": f"{folder}/{options['adaptation']}"}
+    for name in options.keys() & {"adaptation", "out_dir"}:
+        options = {**options, name: f"{folder}/{options[name]}"}
     word = options.get("word", "a.wav")
     code, out, err = run(f"{folder}/in/{word}", **{k: v for k, v in options.items() if k != "word"})
     assert code in (1, 2) and out == ""

@@ -46,23 +46,27 @@ def test_slower_speech_is_longer():
         check_lengths([utterance("a", 92)], Model(), FEATURES, slowest=0.9)
 
 
-def test_the_longest_piece_is_what_a_model_can_hear():
+def test_the_longest_piece_is_what_a_model_can_hear_and_write():
     seven = FEATURES.window + 699 * FEATURES.shift  # samples of 700 frames: 7.015 s
 
     class Listener:
-        limit = 10**6
+        frames, tokens = 10**6, 10**6
 
         def too_long(self, frames, tokens):
-            return "too many" if frames > self.limit else None
+            if tokens > self.tokens:
+                return "too much to write"
+            return "too many frames" if frames > self.frames else None
 
     model = Listener()
     assert longest_piece(model, FEATURES) == 20 and longest_piece(model, FEATURES, 33) == 33
-    model.limit = 700
+    model.frames = 700
     assert seven / 8000 - 0.02 <= longest_piece(model, FEATURES) < (seven + FEATURES.shift) / 8000
     assert longest_piece(model, FEATURES, 7) == 7
-    with pytest.raises(UserError, match="max_seconds 8 s are too long for this model: too many"):
+    with pytest.raises(UserError, match="max_seconds 8 s are too long for this model: too many frames"):
         longest_piece(model, FEATURES, 8)
-    model.limit = 90
-    with pytest.raises(UserError, match="hears less than a second at once: too many"):
+    model.tokens = 43
+    assert longest_piece(model, FEATURES) == pytest.approx(4.3) and longest_piece(model, FEATURES, 7) == 7
+    model.frames = 90
+    with pytest.raises(UserError, match="hears less than a second at once: too many frames"):
         longest_piece(model, FEATURES)
     assert longest_piece(Listener(), FeatureConfig.whisper(pad_seconds=6)) == pytest.approx(6)
