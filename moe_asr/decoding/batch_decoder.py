@@ -5,16 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Optional
 
 import torch
+from torch import Tensor
 
 from moe_asr.data.batches import Batch
 from moe_asr.data.features import log_mel
+from moe_asr.decoding.prompt_language import LABEL, PromptLanguage
 from moe_asr.decoding.search import Search
 from moe_asr.decoding.search_config import Scored, SearchConfig
 from moe_asr.errors import UserError
-from moe_asr.methods.adaptation import AdaptedRecogniser, Route
+from moe_asr.methods.adaptation import AdaptedRecogniser
+from moe_asr.methods.routes import RouteOptions
 from moe_asr.models.folder import LoadedModel, load_model
 from moe_asr.models.interface import Recogniser
 from moe_asr.models.precision import Precision, computing_in, lower_weights
@@ -41,12 +45,14 @@ class BatchDecoder:
     Args:
         loaded: from `load_recogniser`
         adapted: the same model with experts; None for none
-        global_route: where the domain comes from, if not as in training
-        fallback: above 0, experts fade towards the base model where the domain is uncertain
+        options: where the domain comes from, if not as in training
+        language: that multilingual models are told: label (that of each utterance), detect, or a code for all. What is
+            detected is the most probable language of the experts' route, if that is one of languages, and otherwise of
+            the model's own posteriors
         precision: of the products; for bf16 the weights are put into it at the first batch
 
     Raises:
-        UserError: the model cannot do this search
+        UserError: the model cannot do this search, or does not know the language
     """
 
     def __init__(
@@ -55,12 +61,13 @@ class BatchDecoder:
         adapted: Optional[AdaptedRecogniser],
         search: SearchConfig,
         device: torch.device,
-        global_route: Optional[Route] = None,
-        fallback: float = 0.0,
+        options: RouteOptions = RouteOptions(),
         precision: Precision = "fp32",
+        language: str = LABEL,
     ) -> None:
         self.loaded, self.adapted, self.device = loaded, adapted, device
-        self.global_route, self.fallback, self.precision = global_route, fallback, precision
+        self.options, self.precision = options, precision
+        self.language = PromptLanguage(loaded.model, adapted, options, language)
         (adapted or loaded.model).to(device).eval()
         whole_prefix = adapted is not None and adapted.needs_whole_prefix
         self.search = Search(loaded.model, search, loaded.tokens, cache=not whole_prefix)
@@ -80,12 +87,27 @@ class BatchDecoder:
         with self.speed.measured(seconds):
             batch = batch.to(self.device)
             features_NTF, lengths_N = log_mel(batch.audio_NS, batch.audio_lengths_N, self.loaded.config.features)
-            route = nullcontext()
-            if self.adapted is not None:
-                route = self.adapted.route(batch, lengths_N, self.global_route, self.fallback)
-            with route, computing_in(self.precision, self.device):
-                found = self.search(features_NTF, lengths_N, batch, self.adapted and self.adapted.adapter)
-                return [texts[0] for texts in found]
+            batch = self.language.given(batch)
+            with computing_in(self.precision, self.device):
+                return self._find(features_NTF, lengths_N, batch)
+
+    def _find(self, features_NTF: Tensor, lengths_N: Tensor, batch: Batch) -> list[Scored]:
+        adapted, route, domains_NG = self.adapted, nullcontext(), None
+        if adapted is not None:
+            domains_NG = adapted.domain_weights(batch, features_NTF, lengths_N, self.options)
+            route = adapted.route(batch, lengths_N, domains_NG, self.options.fallback)
+        with route:
+            encoded, heard = None, self.language.by_route(domains_NG)
+            if self.language.asks_model:
+                encoded = self.loaded.model.encode(features_NTF, lengths_N)
+                heard = self.language.by_model(*encoded)
+            if heard:
+                batch = replace(batch, languages=[code for code, _ in heard])
+            found = self.search(features_NTF, lengths_N, batch, adapted and adapted.adapter, encoded)
+            best = [texts[0] for texts in found]
+            if not heard:
+                return best
+            return [replace(text, language=code, language_probability=p) for text, (code, p) in zip(best, heard)]
 
 
 def signs(found: Scored) -> dict[str, bool]:

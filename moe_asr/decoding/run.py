@@ -15,10 +15,12 @@ from rich.progress import Progress
 from moe_asr.config import to_plain
 from moe_asr.data.batches import BatchLoader, DataConfig
 from moe_asr.data.lang import read_lang
+from moe_asr.data.languages import check_languages
 from moe_asr.data.manifests import Utterance
 from moe_asr.decoding.adaptations import AdaptationFolders, find_adaptations
 from moe_asr.decoding.batch_decoder import BatchDecoder, load_recogniser, signs
 from moe_asr.decoding.labels import check_labels
+from moe_asr.decoding.prompt_language import LABEL
 from moe_asr.decoding.routing_log import ROUTING, RoutingLog
 from moe_asr.decoding.search_config import Scored, SearchConfig
 from moe_asr.decoding.stream import HypothesisStream
@@ -28,6 +30,7 @@ from moe_asr.experts import adapter_identity, base_identity
 from moe_asr.files import folder_bytes
 from moe_asr.methods.adaptation import AdaptedRecogniser
 from moe_asr.methods.pictures import routing_figure, save_figure
+from moe_asr.methods.routes import Route, RouteOptions
 from moe_asr.methods.routing_monitor import expert_names
 from moe_asr.models.folder import LoadedModel
 from moe_asr.models.lengths import check_lengths
@@ -47,7 +50,10 @@ class DecodeConfig:
         adaptation: folder of experts trained on this model; in `exp/{speaker}/final` the name of each utterance's
             {speaker}, {accent} or {language} is put in
         search: how hypotheses are found
-        global_route: where the domain comes from, if not as in training: posterior, label or uniform
+        language: that multilingual models are told: label (that of each utterance), detect, or a code such as de
+        global_route: where the domain comes from, if not as in training: posterior, label, uniform, model or router
+        beta: weight of the true domain where it comes from the label, if not as in training
+        best: the experts of the most probable domain get all the weight
         fallback: above 0, experts fade towards the base model where the domain is uncertain
         precision: fp32, or bf16 for the products inside the model
         max_duration: of a batch, in seconds, padding included
@@ -62,7 +68,10 @@ class DecodeConfig:
     out_dir: str
     adaptation: Optional[str] = None
     search: SearchConfig = field(default_factory=SearchConfig)
-    global_route: Optional[Literal["posterior", "label", "uniform"]] = None
+    language: str = LABEL
+    global_route: Optional[Route] = None
+    beta: Optional[float] = None
+    best: bool = False
     fallback: float = 0.0
     precision: Precision = "fp32"
     max_duration: float = 120.0
@@ -78,10 +87,9 @@ def decode(config: DecodeConfig) -> None:
         UserError: see `load_recogniser`, `find_adaptations`, `BatchLoader`, `check_lengths`, `check_labels`, `Search`
             and `HypothesisStream`; fallback or global_route is not for these experts
     """
-    if config.fallback < 0:
-        raise UserError(f"fallback must not be negative, but is {config.fallback}")
-    if config.adaptation is None and (config.global_route or config.fallback):
-        raise UserError("global_route and fallback are for experts; give their folder with --adaptation")
+    options = RouteOptions(config.global_route, config.fallback, config.beta, config.best)
+    if config.adaptation is None and options.any:
+        raise UserError("global_route, beta, best and fallback are for experts; give their folder with --adaptation")
     device = pick_device(config.device)
     loaded = load_recogniser(config.model)
     tunable = num_parameters(loaded.model, without=loaded.model.frozen_parts)
@@ -101,13 +109,14 @@ def decode(config: DecodeConfig) -> None:
         sample_rate=loaded.config.features.sample_rate,
     )
     check_lengths(loader.utterances, loaded.model, loaded.config.features)
-    if adapted and adapted.domain_source(config.global_route, config.fallback) == "label":
+    codes = getattr(loaded.model, "languages", {})
+    if codes and config.language == LABEL:
+        check_languages(loader.utterances, codes, "set language to detect or to one of them")
+    if adapted and adapted.domain_source(options) == "label":
         key, instead = adapted.config.domain_key, "global_route to posterior or uniform"
         domains = adapted.config.domains
         check_labels(loader.utterances, key, domains, config.manifest, config.adaptation, instead)
-    find_texts = BatchDecoder(
-        loaded, adapted, config.search, device, config.global_route, config.fallback, config.precision
-    )
+    find_texts = BatchDecoder(loaded, adapted, config.search, device, options, config.precision, config.language)
     settings = _settings(config, loaded, adapted)
     started = time.perf_counter()
     with _open_stream(config, settings, [u.id for u in loader.utterances]) as stream:
@@ -159,6 +168,7 @@ def _line(utterance: Utterance, found: Scored, text: str) -> dict:
         "accent": utterance.accent,
         "language": utterance.language,
         "duration": utterance.seconds,
+        **({"detected": found.language} if found.language else {}),
         **signs(found),
     }
 
@@ -174,7 +184,10 @@ def _settings(config: DecodeConfig, loaded: LoadedModel, adapted: Optional[Adapt
         "manifest": hashlib.sha256(Path(config.manifest).read_bytes()).hexdigest(),
         "search": to_plain(config.search),
         **({"lang": read_lang(config.search.lang).digest} if config.search.lang else {}),
+        **({"language": config.language} if config.language != LABEL else {}),
         "global_route": config.global_route,
+        **({"beta": config.beta} if config.beta is not None else {}),
+        **({"best": True} if config.best else {}),
         "fallback": config.fallback,
         "precision": config.precision,
         "max_duration": config.max_duration,

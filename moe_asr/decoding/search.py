@@ -51,19 +51,25 @@ class Search:
         self._ctc_texts = _ctc_search(model, config, tokens)
 
     def __call__(
-        self, features_NTF: Tensor, feature_lengths_N: Tensor, batch: Targets, adapter: Optional[Adapter] = None
+        self,
+        features_NTF: Tensor,
+        feature_lengths_N: Tensor,
+        batch: Targets,
+        adapter: Optional[Adapter] = None,
+        encoded: Optional[tuple[Tensor, Tensor]] = None,
     ) -> list[list[Scored]]:
         """Hypotheses of each utterance, one at least, the best first.
 
         Args:
             batch: what the prompts are made from
             adapter: of the experts on the model; is told when finished utterances leave the batch
+            encoded: encoder states and lengths of an encoder-decoder, where they are there already
         """
         model, config = self.model, self.config
         if not isinstance(model, GENERATORS):
             return self._ctc_texts(*model.log_probs(features_NTF, feature_lengths_N))
         hear = model.speech if isinstance(model, SpeechLLM) else model.encode
-        states_NTD, lengths_N = hear(features_NTF, feature_lengths_N)
+        states_NTD, lengths_N = encoded or hear(features_NTF, feature_lengths_N)
         if config.kind not in ("greedy", "beam"):
             texts = self._ctc_texts(model.ctc_log_probs(states_NTD), lengths_N)
             if config.kind in ("prefix_beam", "lattice"):

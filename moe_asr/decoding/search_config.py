@@ -61,8 +61,12 @@ class Scored:
         tokens: without start and end
         score: what the search ranks by, at best log P(tokens | x); None where it has not been computed
         truncated: whether it was cut off at the limit on tokens
+        language: code of the language that was detected; None where none was
+        language_probability: of that language
     """
 
     tokens: tuple[int, ...]
     score: Optional[float] = None
     truncated: bool = False
+    language: Optional[str] = None
+    language_probability: Optional[float] = None

@@ -25,6 +25,7 @@ from moe_asr.decoding.transcripts import Piece, Transcript, output_files, read_f
 from moe_asr.device import pick_device
 from moe_asr.errors import UserError
 from moe_asr.methods.adapt import load_adapted
+from moe_asr.methods.routes import RouteOptions
 from moe_asr.models.lengths import longest_piece
 
 _AHEAD = 4  # batches of audio that are read before the first of them is computed, so that like durations meet
@@ -52,8 +53,8 @@ def transcribe(config: TranscribeConfig) -> None:
     longest = longest_piece(loaded.model, loaded.config.features, config.max_seconds)
     if longest > config.max_duration:
         raise UserError(f"max_duration {config.max_duration:g} s is shorter than pieces of {longest:g} s")
-    route = "label" if told.domain else None
-    find_texts = BatchDecoder(loaded, adapted, config.search, device, route, precision=config.precision)
+    options = RouteOptions("label" if told.domain else None)
+    find_texts = BatchDecoder(loaded, adapted, config.search, device, options, config.precision)
     if config.out_dir:
         Path(config.out_dir).mkdir(parents=True, exist_ok=True)  # now, not after hours, if that cannot be
     facts = {"model": config.model, "adaptation": config.adaptation, "language": told.language, "accent": told.accent}

@@ -10,6 +10,7 @@ from moe_asr.experts.adapter_files import (
 )
 from moe_asr.experts.attach import attach, matching_layers
 from moe_asr.experts.context import Routing
+from moe_asr.experts.domain_router import DomainRouter
 from moe_asr.experts.identity import adapter_identity, base_identity
 from moe_asr.experts.layer import ExpertLinear, ExpertSpec
 from moe_asr.experts.peft_format import export_expert, import_expert
@@ -20,6 +21,7 @@ from moe_asr.experts.statistics import RoutingStatistics
 
 __all__ = [
     "Adapter",
+    "DomainRouter",
     "ExpertLinear",
     "ExpertSpec",
     "Router",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from moe_asr.errors import UserError
 from moe_asr.experts.context import Lengths, Routing, RoutingContext, make_routing
+from moe_asr.experts.domain_router import DomainRouter
 from moe_asr.experts.layer import ExpertLinear, ExpertSpec
 from moe_asr.experts.router_bank import RouterBank
 from moe_asr.experts.routers import Router
@@ -27,6 +28,7 @@ class Adapter:
         layers: its expert layers by their names
         routers: its routers; the key is a layer, a block or a group of layers, see `RouterSpec.scope`
         members: number of adapters stacked on each other, see `stack_adapters`; `num_experts` counts those of one
+        domain_router: tells the domains from encoder states; whoever runs the model asks it
     """
 
     def __init__(
@@ -37,7 +39,9 @@ class Adapter:
         layers: dict[str, ExpertLinear],
         routers: dict[str, Union[Router, RouterBank]],
         members: int = 1,
+        domain_router: Optional[DomainRouter] = None,
     ) -> None:
+        self.domain_router = domain_router
         self.model, self.specs, self.context, self.layers, self.routers = model, specs, context, layers, routers
         self.members = members
         self._trained: Part = "all"
@@ -121,6 +125,9 @@ class Adapter:
             for key, router in self.routers.items():
                 for name, parameter in router.named_parameters():
                     named[f"{key}.router.{name}"] = parameter
+            if self.domain_router is not None:
+                for name, parameter in self.domain_router.named_parameters():
+                    named[f"domain_router.{name}"] = parameter
         return named
 
     def parameters(self, part: Part = "all") -> list[nn.Parameter]:

@@ -44,6 +44,7 @@ def save_adapter(
         "format": FORMAT,
         "specs": [to_plain(spec) for spec in adapter.specs],
         "base": base or base_identity(adapter.model),
+        **({"domain_width": adapter.domain_router.weight.shape[1]} if adapter.domain_router is not None else {}),
         "parameters": adapter.num_parameters(),
         "versions": {"moe_asr": __version__, "torch": metadata.version("torch")},
         "about": dict(about or {}),
@@ -113,7 +114,8 @@ def attach_state(
 ) -> Adapter:
     """Attaches experts as `info` describes them, with these tensors; exact, or the model is left as it was."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    adapter = attach(model, [from_plain(ExpertSpec, spec) for spec in info["specs"]], members)
+    specs = [from_plain(ExpertSpec, spec) for spec in info["specs"]]
+    adapter = attach(model, specs, members, info.get("domain_width", 0))
     try:
         adapter.load_state_dict(state)
     except UserError as error:

@@ -12,12 +12,15 @@ from torch import nn
 from moe_asr.errors import UserError
 from moe_asr.experts.adapter import Adapter, set_submodule
 from moe_asr.experts.context import RoutingContext
+from moe_asr.experts.domain_router import DomainRouter
 from moe_asr.experts.layer import ExpertLinear, ExpertSpec, expert_factory
 from moe_asr.experts.router_bank import RouterBank
 from moe_asr.experts.routers import Router
 
 
-def attach(model: nn.Module, specs: Union[ExpertSpec, Sequence[ExpertSpec]], members: int = 1) -> Adapter:
+def attach(
+    model: nn.Module, specs: Union[ExpertSpec, Sequence[ExpertSpec]], members: int = 1, domain_width: int = 0
+) -> Adapter:
     """Replaces the linear layers of `model` that match by expert layers around them, and freezes all else.
 
         adapter = attach(model, ExpertSpec(targets=("q_proj", "v_proj")))
@@ -28,6 +31,7 @@ def attach(model: nn.Module, specs: Union[ExpertSpec, Sequence[ExpertSpec]], mem
 
     Args:
         members: above 1, as many adapters of the same specs side by side, see `stack_adapters`
+        domain_width: above 0, a `DomainRouter` for as many domains as experts, on encoder states of that width
 
     Raises:
         UserError: a pattern matches no linear layer, two specs match the same one, or the model has experts already
@@ -70,7 +74,12 @@ def attach(model: nn.Module, specs: Union[ExpertSpec, Sequence[ExpertSpec]], mem
     model.requires_grad_(False)
     for name in chosen:
         set_submodule(model, name, wrapped[id(model.get_submodule(name))])
-    return Adapter(model, specs, context, layers, routers, members)
+    domain_router = None
+    if domain_width:
+        domain_router = DomainRouter(
+            domain_width, specs[0].num_experts, **expert_factory(next(iter(layers.values())).base)
+        )
+    return Adapter(model, specs, context, layers, routers, members, domain_router)
 
 
 def matching_layers(model: nn.Module, targets: Sequence[str]) -> list[str]:

@@ -29,6 +29,8 @@ def stack_adapters(model: nn.Module, folders: Sequence[Union[str, Path]]) -> Ada
     infos = [read_adapter_info(folder) for folder in folders]
     identity = base_identity(model)
     for folder, info in zip(folders, infos):
+        if info.get("domain_width") and len(folders) > 1:
+            raise UserError(f"adapter {folder} chooses among its experts for all domains; load it alone")
         check_base(info, folder, identity)
         if info["specs"] != infos[0]["specs"]:
             raise UserError(f"adapters {folders[0]} and {folder} have different specs, so they cannot serve one batch")

@@ -21,6 +21,7 @@ from moe_asr.experts import (
     stack_adapters,
 )
 from moe_asr.methods.adaptation import AdaptationConfig, AdaptedRecogniser
+from moe_asr.methods.routes import language_columns
 from moe_asr.methods.saml import saml_specs
 from moe_asr.methods.streams import split_by_stream
 from moe_asr.models.domain_classifier import DomainClassifier
@@ -64,12 +65,17 @@ def adapt(recogniser: Recogniser, config: AdaptationConfig) -> AdaptedRecogniser
         )
     if needs and config.global_route == "posterior" and classifier is None:
         raise UserError("global_route posterior needs a domain_classifier; give its model folder, or route by label")
+    routed = config.global_route == "router"
+    if routed and (not needs or config.base_domain is not None):
+        raise UserError("global_route router is for several experts whose routers see the domain, and no base_domain")
+    if needs and config.global_route == "model":
+        language_columns(getattr(recogniser, "languages", {}), names)
     if config.initial_experts and len(config.initial_experts) != num_experts:
         raise UserError(f"initial_experts names {len(config.initial_experts)} folders for {num_experts} experts")
     identity = base_identity(recogniser) if config.initial_experts else ""
     loras = [_read_lora(folder, identity, specs[0].scale) for folder in config.initial_experts]
     config = dataclasses.replace(config, domains=tuple(names), experts=experts)
-    adapter = attach(recogniser, specs)
+    adapter = attach(recogniser, specs, domain_width=recogniser.encoder.width if routed else 0)
     for index, (folder, lora) in enumerate(zip(config.initial_experts, loras)):
         try:
             adapter.set_expert(index, lora)

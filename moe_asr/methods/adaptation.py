@@ -27,12 +27,18 @@ from moe_asr.experts import (
 )
 from moe_asr.files import atomic_folder
 from moe_asr.methods.hdmole import entropy_fallback
+from moe_asr.methods.routes import (
+    Route,
+    RouteOptions,
+    check_beta,
+    label_weights,
+    language_columns,
+    over_domains,
+)
 from moe_asr.methods.saml import SamlConfig
 from moe_asr.models.folder import LoadedModel, save_model
 from moe_asr.models.interface import Loss, Recogniser
 from moe_asr.models.time_conv import real_mask
-
-Route = Literal["posterior", "label", "uniform"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,10 @@ class AdaptationConfig:
         saml: SAML's experts and routers instead
         domains: domains of the utterances, in order; empty takes the classes of the classifier
         base_domain: the domain that the frozen model serves alone: it has no expert, its probability fades the others
-        global_route: where the domain of an utterance comes from: posterior (of the classifier), label or uniform
+        global_route: where the domain of an utterance comes from: posterior (of the classifier), label, uniform, model
+            or router, see `moe_asr.methods.routes`
+        beta: weight of the true domain, where it comes from the label
+        router_weight: weight of the cross-entropy of domains by which the router of the whole model is trained
         domain_classifier: model folder of the classifier; needed for posterior
         domain_key: the label of utterances that names their domain; filled in from the training data
         initial_experts: adaptation folders of single LoRAs of the same targets and rank, one for each expert in their
@@ -57,9 +66,16 @@ class AdaptationConfig:
     domains: tuple[str, ...] = ()
     base_domain: Optional[str] = None
     global_route: Route = "posterior"
+    beta: float = 1.0
+    router_weight: float = 1.0
     domain_classifier: Optional[str] = None
     domain_key: Literal["accent", "speaker", "language"] = "accent"
     initial_experts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_beta(self.beta)
+        if self.router_weight < 0:
+            raise UserError(f"router_weight must not be negative, but is {self.router_weight}")
 
 
 class AdaptedRecogniser(nn.Module):
@@ -88,6 +104,7 @@ class AdaptedRecogniser(nn.Module):
         self.recogniser, self.adapter, self.config = recogniser, adapter, config
         self.classifier_folder = classifier
         self.classifier = classifier.model.requires_grad_(False).eval() if classifier else None
+        self.domain_router = adapter.domain_router
         self.statistics = RoutingStatistics(config.domains)
         if adapter.needs_memory:
             recogniser.encoder.register_forward_hook(self._remember)
@@ -99,14 +116,23 @@ class AdaptedRecogniser(nn.Module):
         return self
 
     def forward(self, features_NTF: Tensor, feature_lengths_N: Tensor, batch: Batch) -> Loss:
-        """The recogniser's loss, plus load balancing where the routers ask for it."""
-        with self.route(batch, feature_lengths_N, with_texts=True) as routing:
+        """The recogniser's loss, plus what routers ask for: load balancing, and the cross-entropy of the domains.
+
+        The latter is the mean over utterances times the loss's count; parts `domain` and `domain_accuracy` likewise.
+        """
+        domains_NG = self.domain_weights(batch, features_NTF, feature_lengths_N)
+        with self.route(batch, feature_lengths_N, domains_NG, with_texts=True) as routing:
             loss = self.recogniser(features_NTF, feature_lengths_N, batch)
-            if not routing.balance:
-                return loss
-            balance = routing.balance_loss() * loss.count
-        parts = {**loss.parts, "balance": balance.detach()}
-        return dataclasses.replace(loss, total=loss.total + balance, parts=parts)
+            total, parts = loss.total, dict(loss.parts)
+            if routing.balance:
+                balance = routing.balance_loss() * loss.count
+                total, parts["balance"] = total + balance, balance.detach()
+        if self.domain_source() == "router":
+            nll = nn.functional.nll_loss(domains_NG.clamp_min(1e-30).log(), batch.domains_N, ignore_index=-1)
+            right = (domains_NG.argmax(1) == batch.domains_N).float().mean()
+            total = total + self.config.router_weight * nll * loss.count
+            parts |= {"domain": nll.detach() * loss.count, "domain_accuracy": right * loss.count}
+        return dataclasses.replace(loss, total=total, parts=parts)
 
     @property
     def needs_whole_prefix(self) -> bool:
@@ -119,67 +145,107 @@ class AdaptedRecogniser(nn.Module):
         self,
         batch: Batch,
         feature_lengths_N: Tensor,
-        global_route: Optional[Route] = None,
+        domains_NG: Optional[Tensor],
         fallback: float = 0.0,
         with_texts: bool = False,
     ) -> Iterator[Routing]:
         """Inside, the recogniser sees this batch's routing.
 
         Args:
-            global_route: instead of the configured one
-            fallback: strength of the fallback to the base model where the domain is uncertain, see `entropy_fallback`
+            domains_NG: of `domain_weights`
+            fallback: see `RouteOptions`
             with_texts: whether the model is given the texts of the batch, as in training
         """
-        self.domain_source(global_route, fallback)
-        domains, scale = self.domain_weights(batch, global_route), None
-        if domains is not None:
-            scale = entropy_fallback(domains, fallback) if fallback else None
-            domains, scale = self._leave_to_base(domains, scale)
+        scale = None
+        if domains_NG is not None:
+            scale = entropy_fallback(domains_NG, fallback) if fallback else None
+            domains_NG, scale = self._leave_to_base(domains_NG, scale)
         lengths = self.recogniser.stream_lengths(feature_lengths_N, batch if with_texts else None)
         statistics = None if self.training else self.statistics
         members_N = self._members_of(batch)
-        with self.adapter.route(domains, lengths, scale, statistics, batch.domains_N, members_N) as routing:
+        with self.adapter.route(domains_NG, lengths, scale, statistics, batch.domains_N, members_N) as routing:
             yield routing
 
-    def domain_source(self, global_route: Optional[Route] = None, fallback: float = 0.0) -> Optional[Route]:
+    def domain_source(self, options: RouteOptions = RouteOptions()) -> Optional[Route]:
         """Where the domains come from whatever the batch; None where a choice of experts does not depend on them.
 
         Raises:
-            UserError: global_route or fallback is not for these experts, or the route needs a classifier
+            UserError: options are not for these experts, or the route needs what is not there
         """
-        if global_route is not None and not self._sees_domains:
-            raise UserError("global_route is for experts whose routers see the domain; leave it out")
+        if options.any and not self._sees_domains:
+            raise UserError("global_route, beta, best and fallback are for experts whose routers see the domain")
         if not self._sees_domains or self.adapter.num_experts == 1:
-            if fallback:
-                raise UserError("fallback is for experts whose routers see the domain; leave it out")
+            if options.fallback or options.best or options.beta is not None:
+                raise UserError("fallback, beta and best are for experts whose routers see the domain; leave them out")
             return None
-        source = global_route or self.config.global_route
+        source = options.global_route or self.config.global_route
         if source == "posterior" and self.classifier is None:
             raise UserError("global_route posterior needs a domain_classifier; give its model folder")
+        if source == "router" and self.domain_router is None:
+            raise UserError("global_route router needs experts that were trained with it (adaptation.global_route)")
+        if source == "model":
+            language_columns(getattr(self.recogniser, "languages", {}), self.config.domains)
+        if options.beta is not None and source != "label":
+            raise UserError(f"beta is for global_route label, not for {source}")
         return source
 
-    def domain_weights(self, batch: Batch, global_route: Optional[Route] = None) -> Optional[Tensor]:
+    def domain_weights(
+        self, batch: Batch, features_NTF: Tensor, feature_lengths_N: Tensor, options: RouteOptions = RouteOptions()
+    ) -> Optional[Tensor]:
         """(N, G) probability of each of G domains, (N, 1) ones for a single expert; None where no router asks for it.
+
+        Computed once for a batch, and shared by all layers.
 
         Raises:
             UserError: the batch does not have labels that the route needs; see also `domain_source`
         """
-        source, G, device = self.domain_source(global_route), len(self.config.domains), batch.audio_NS.device
+        source, device = self.domain_source(options), features_NTF.device
         if source is None:
             return torch.ones(len(batch), 1, device=device) if self._sees_domains else None
+        p_NG = self._from(source, batch, features_NTF, feature_lengths_N, options.beta)
+        return nn.functional.one_hot(p_NG.argmax(1), p_NG.shape[1]).to(p_NG) if options.best else p_NG
+
+    def _from(
+        self, source: Route, batch: Batch, features_NTF: Tensor, feature_lengths_N: Tensor, beta: Optional[float]
+    ) -> Tensor:
+        domains, G = self.config.domains, len(self.config.domains)
         if source == "uniform":
-            return torch.full((len(batch), G), 1 / G, device=device)
+            return torch.full((len(batch), G), 1 / G, device=features_NTF.device)
         if source == "label":
             if int(batch.domains_N.min()) < 0:
                 name = batch.ids[int(batch.domains_N.argmin())]
                 raise UserError(
-                    f"utterance {name} has none of the domains {', '.join(self.config.domains)}: label it, or use "
+                    f"utterance {name} has none of the domains {', '.join(domains)}: label it, or use "
                     "global_route posterior or uniform"
                 )
-            return nn.functional.one_hot(batch.domains_N, G).float()
+            return label_weights(batch.domains_N, G, self.config.beta if beta is None else beta)
+        if source == "router":
+            states_NTD, lengths_N = self._base_states(features_NTF, feature_lengths_N)
+            return self.domain_router(states_NTD, real_mask(lengths_N, states_NTD.shape[1])).exp()
+        if source == "model":
+            with torch.no_grad(), self._as_base():
+                posteriors_NL = self.recogniser.language_posteriors(*self._base_states(features_NTF, feature_lengths_N))
+            return over_domains(posteriors_NL, language_columns(self.recogniser.languages, domains))
         with torch.no_grad():
             features = log_mel(batch.audio_NS, batch.audio_lengths_N, self.classifier_folder.config.features)
             return self.classifier.posteriors(*features)
+
+    @torch.no_grad()
+    def _base_states(self, features_NTF: Tensor, feature_lengths_N: Tensor) -> tuple[Tensor, Tensor]:
+        """States of the frozen encoder as it is, and how many of them are real."""
+        with self._as_base():
+            return self.recogniser.encode(features_NTF, feature_lengths_N)
+
+    @contextmanager
+    def _as_base(self) -> Iterator[None]:
+        """Inside, the recogniser is its base, without dropout."""
+        training = self.recogniser.training
+        with self.adapter.disabled():
+            self.recogniser.eval()
+            try:
+                yield
+            finally:
+                self.recogniser.train(training)
 
     @property
     def _sees_domains(self) -> bool:

@@ -134,7 +134,7 @@ def test_what_cannot_be_decoded_is_found_before_the_first_batch(folder):
     says = "other.jsonl: accent 'x' is none that .*projector knows, which are a, b, c: correct .* global_route"
     refused(folder, says, "projector", "other")
     refused(folder, "global_route posterior needs a domain_classifier", "projector", global_route="posterior")
-    refused(folder, "fallback is for experts whose routers see the domain", "local", fallback=1.0)
+    refused(folder, "fallback are for experts whose routers see the domain", "local", fallback=1.0)
     refused(folder, "untrained: its projector is still random: train it, see bin/import_speech_llm", model="untrained")
     texts, _ = run(folder, "uniform", "projector", "other", global_route="uniform")
     assert len(texts) == 6

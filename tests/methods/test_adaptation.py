@@ -10,6 +10,7 @@ from moe_asr.experts import ExpertLinear, ExpertSpec, RouterSpec, base_identity
 from moe_asr.methods.adapt import adapt, load_adapted
 from moe_asr.methods.adaptation import AdaptationConfig
 from moe_asr.methods.hdmole import ROUTERS, entropy_fallback
+from moe_asr.methods.routes import RouteOptions
 from moe_asr.methods.saml import SamlConfig
 from moe_asr.models.build import ModelConfig, build_model
 from moe_asr.models.conformer import ConformerConfig
@@ -66,7 +67,11 @@ def features(batch):
 
 def log_probs(adapted, batch, **route):
     x, lengths = features(batch)
-    with torch.no_grad(), adapted.route(batch, lengths, **route):
+    options = RouteOptions(**route)
+    with (
+        torch.no_grad(),
+        adapted.route(batch, lengths, adapted.domain_weights(batch, x, lengths, options), options.fallback),
+    ):
         return adapted.recogniser.log_probs(x, lengths)
 
 
@@ -114,12 +119,19 @@ def test_routes(classifier):
     fill(adapted)
     b = batch()
     posteriors = adapted.classifier.posteriors(*features(b))
-    torch.testing.assert_close(adapted.domain_weights(b), posteriors)
-    assert torch.equal(adapted.domain_weights(b, "label"), torch.eye(3)[[0, 2, 1]])
-    assert torch.equal(adapted.domain_weights(b, "uniform"), torch.full((3, 3), 1 / 3))
+
+    def weights(b=b, **route):
+        return adapted.domain_weights(b, *features(b), RouteOptions(**route))
+
+    torch.testing.assert_close(weights(), posteriors)
+    assert torch.equal(weights(best=True), torch.eye(3)[posteriors.argmax(1)])
+    assert torch.equal(weights(global_route="label"), torch.eye(3)[[0, 2, 1]])
+    expected = torch.full((3, 3), 0.15) + 0.55 * torch.eye(3)[[0, 2, 1]]
+    torch.testing.assert_close(weights(global_route="label", beta=0.7), expected)
+    assert torch.equal(weights(global_route="uniform"), torch.full((3, 3), 1 / 3))
     unlabelled = dataclasses.replace(b, domains_N=torch.tensor([0, -1, 1]))
     with pytest.raises(UserError, match="utterance u1 has none of the domains a, b, c"):
-        adapted.domain_weights(unlabelled, "label")
+        weights(unlabelled, global_route="label")
     # A uniform posterior with full fallback is the base model.
     with adapted.adapter.disabled():
         base = log_probs(adapted, b)[0]
@@ -139,7 +151,7 @@ def test_base_domain_is_served_by_the_base(classifier):
     assert (mixed[1:] - base[1:]).abs().max() > 0.01
     x, lengths = features(b)
     p = adapted.classifier.posteriors(x, lengths)
-    with adapted.route(b, lengths) as routing:
+    with adapted.route(b, lengths, adapted.domain_weights(b, x, lengths)) as routing:
         torch.testing.assert_close(routing.scale_N, 1 - p[:, 1])
         torch.testing.assert_close(routing.domains_NE, p[:, [0, 2]] / (1 - p[:, 1:2]))
     with pytest.raises(UserError, match="none of the domains"):
@@ -204,7 +216,7 @@ def test_default_targets(classifier):
 
 def test_one_lora_needs_no_domains():
     config = AdaptationConfig(ExpertSpec(("q_proj",), 1, 4, router=RouterSpec(route="given", select="all")))
-    with pytest.raises(UserError, match="fallback is for experts"):
+    with pytest.raises(UserError, match="fallback, beta and best are for experts"):
         log_probs(adapt(recogniser(), config).eval(), batch(), fallback=1.0)
     adapted = adapt(recogniser(), config).train()
     loss = adapted(*features(batch()), dataclasses.replace(batch(), domains_N=torch.full((3,), -1)))
@@ -287,6 +299,5 @@ def test_statistics_leave_out_the_padding_of_texts():
 
 def test_global_route_is_for_routers_that_see_the_domain():
     adapted = adapt(with_decoder(), AdaptationConfig(saml=SamlConfig(3, 1))).eval()
-    with pytest.raises(UserError, match="global_route is for experts whose routers see the domain"):
-        with adapted.route(batch(), features(batch())[1], global_route="uniform"):
-            pass
+    with pytest.raises(UserError, match="fallback are for experts whose routers see the domain"):
+        adapted.domain_weights(batch(), *features(batch()), RouteOptions("uniform"))

@@ -11,6 +11,7 @@ from moe_asr.experts import ExpertSpec, RouterSpec, RoutingStatistics, base_iden
 from moe_asr.methods.adapt import adapt, load_adapted
 from moe_asr.methods.adaptation import AdaptationConfig
 from moe_asr.methods.hdmole import ROUTERS
+from moe_asr.methods.routes import RouteOptions
 from moe_asr.methods.saml import SamlConfig, saml_specs
 from moe_asr.methods.streams import split_by_stream
 
@@ -233,7 +234,7 @@ def steps_equal_the_whole_text(adapted, cache=True):
     texts_NKU = torch.randint(5, 9, (3, 2, 4), generator=torch.Generator().manual_seed(5))
     x_NTF, lengths_N = features(b)
     with torch.no_grad():
-        with adapted.route(b, lengths_N):
+        with adapted.route(b, lengths_N, adapted.domain_weights(b, x_NTF, lengths_N)):
             states = (model.speech if hasattr(model, "speech") else model.encode)(x_NTF, lengths_N)
             steps = start(model, *states, 12, adapted.adapter, cache)
             logits = [steps.step(model.prompts(b)[:, None])]
@@ -283,7 +284,9 @@ def test_routes_on_a_speech_llm(classifier):
 
     def speech(b=batch(), **route):
         x_NTF, lengths_N = features(b)
-        with torch.no_grad(), adapted.route(b, lengths_N, **route):
+        options = RouteOptions(**route)
+        domains_NG = adapted.domain_weights(b, x_NTF, lengths_N, options)
+        with torch.no_grad(), adapted.route(b, lengths_N, domains_NG, options.fallback):
             return adapted.recogniser.speech(x_NTF, lengths_N)[0]
 
     def with_domains(domains_NE, scale_N=None):
