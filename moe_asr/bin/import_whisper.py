@@ -25,6 +25,8 @@ class ImportConfig:
         label_smoothing: Share of the target spread over all tokens, where the model is trained on.
         language_weight: Weight of the loss by which it learns to tell languages apart, where it is trained on and has
             several.
+        ctc_weight: Weight of the loss of a CTC output, new, on the encoder, where the model is trained on with tokens
+            of your own; below 1.
     """
 
     source: str
@@ -39,6 +41,7 @@ class ImportConfig:
     decoder_dropout: Optional[float] = None
     label_smoothing: float = 0.0
     language_weight: float = 0.0
+    ctc_weight: float = 0.0
 
 
 def import_checkpoint(config: ImportConfig) -> None:
@@ -46,7 +49,7 @@ def import_checkpoint(config: ImportConfig) -> None:
 
     choices = Choices(
         config.tokens, config.language, config.task, config.pad_to_30s, config.tail_padding_seconds, config.seed,
-        config.decoder_dropout, config.label_smoothing, config.language_weight,
+        config.decoder_dropout, config.label_smoothing, config.language_weight, config.ctc_weight,
     )  # fmt: skip
     print("\n".join(import_whisper(config.source, config.out_dir, config.normaliser, choices)))
 

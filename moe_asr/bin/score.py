@@ -15,7 +15,8 @@ class ScoreConfig:
 
     Args:
         decode_dir: folder that decoding wrote to
-        metric: wer counts words; cer characters; mer Chinese, Japanese and Korean characters and other scripts' words
+        metric: wer counts words; cer characters; mer Chinese, Japanese and Korean characters and other scripts' words;
+            auto is wer or cer by how an utterance's language is written, see scoring/writing.py
         normaliser: name of the text normaliser that both sides go through, default the model's; raw text is scored too
         compare: another decode of the same utterances; its paired comparison with this one is shown
         set_name: name of the test set in file names; the folder's name if not given
@@ -26,7 +27,7 @@ class ScoreConfig:
     """
 
     decode_dir: str
-    metric: Literal["wer", "cer", "mer"] = "wer"
+    metric: Literal["wer", "cer", "mer", "auto"] = "wer"
     normaliser: str | None = None
     compare: str | None = None
     set_name: str | None = None

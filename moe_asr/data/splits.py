@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 from moe_asr.data.lines import read_lines
 from moe_asr.data.manifests import Utterance
 from moe_asr.errors import UserError
 
 Order = Literal["contiguous", "random"]
+
+
+class _HasSpeaker(Protocol):
+    @property
+    def speaker(self) -> str: ...
+
+
+Spoken = TypeVar("Spoken", bound=_HasSpeaker)
 
 
 def read_speakers(path: str | Path) -> list[str]:
@@ -104,6 +113,33 @@ def split(
         parts.append([utterances[place] for place in sorted(places[begin:end])])
         begin = end
     return parts
+
+
+def hold_out(utterances: Sequence[Spoken], share: float, seed: int = 0) -> tuple[list[Spoken], list[Spoken]]:
+    """Training and development utterances that have no speaker in common, each in the order in which they come.
+
+    In the order of a draw, each speaker is held out with whom the held-out utterances come closer to their share.
+
+    Args:
+        share: Of the utterances to hold out; at least one speaker is, and one is left.
+        seed: Of the draw.
+
+    Raises:
+        UserError: there are not two speakers.
+    """
+    count = Counter(utterance.speaker for utterance in utterances)
+    if len(count) < 2:
+        raise UserError(
+            f"utterances of {len(count)} speakers cannot be divided by speakers: give a list for development"
+        )
+    order, goal, held, total = sorted(count), share * len(utterances), set(), 0
+    random.Random(seed).shuffle(order)
+    for name in order:
+        if abs(total + count[name] - goal) < abs(total - goal) and len(held) < len(count) - 1:
+            held.add(name)
+            total += count[name]
+    held = held or {min(order, key=count.__getitem__)}
+    return [u for u in utterances if u.speaker not in held], [u for u in utterances if u.speaker in held]
 
 
 def spread(names: Sequence[str], count: int) -> list[str]:

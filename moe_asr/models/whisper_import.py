@@ -20,6 +20,7 @@ from moe_asr.models.folder import FolderConfig, check_state, save_model
 from moe_asr.models.whisper import Whisper, WhisperConfig, with_languages
 from moe_asr.models.whisper_checkpoint import EMBEDDING, Checkpoint, read_checkpoint
 
+CTC_OUTPUT = ("ctc_head.weight", "ctc_head.bias")
 _LANGUAGE = re.compile(r"<\|([a-z]{2,3})\|>")
 _FRAMES_PER_SECOND = 50  # of the encoder
 
@@ -39,6 +40,7 @@ class Choices:
         decoder_dropout: where the model is trained on, instead of the checkpoint's
         label_smoothing: where the model is trained on
         language_weight: where the model is trained on, see `WhisperConfig`
+        ctc_weight: where the model is trained on, of the loss of a new CTC output on the encoder; with own tokens alone
     """
 
     tokens: Optional[str] = None
@@ -50,6 +52,7 @@ class Choices:
     decoder_dropout: Optional[float] = None
     label_smoothing: float = 0.0
     language_weight: float = 0.0
+    ctc_weight: float = 0.0
 
 
 def import_whisper(source: str, out_dir: str | Path, normaliser: str, choices: Choices = Choices()) -> list[str]:
@@ -61,11 +64,13 @@ def import_whisper(source: str, out_dir: str | Path, normaliser: str, choices: C
     checkpoint = read_checkpoint(source)
     config, replaced = whisper_config(checkpoint), ()
     if choices.tokens is None:
+        if choices.ctc_weight:
+            raise UserError("a CTC output is learned for tokens of your own: give --tokens, or leave out --ctc_weight")
         tokens = _own_tokens(checkpoint, config.vocab_size)
         config = _with_prompt(config, checkpoint, tokens, choices)
     else:
         tokens, replaced = _replace_embedding(checkpoint, config, choices)
-        config = replace(config, vocab_size=tokens.size, replaced=replaced)
+        config = replace(config, vocab_size=tokens.size, replaced=replaced, ctc_weight=choices.ctc_weight)
         if tokens.languages:
             config = with_languages(config, tokens.languages)
     if choices.decoder_dropout is not None:
@@ -79,10 +84,12 @@ def import_whisper(source: str, out_dir: str | Path, normaliser: str, choices: C
     model.load_state_dict(checkpoint.state, assign=True)
     save_model(out_dir, model, FolderConfig(ModelConfig(whisper=config), features, normaliser), tokens)
     parameters = sum(tensor.numel() for tensor in checkpoint.state.values())
+    new = sum(name in (EMBEDDING, *CTC_OUTPUT) for name in checkpoint.state) if replaced else 0
     return [
-        f"{out_dir}: {len(checkpoint.state) - len(replaced)} of {len(checkpoint.state)} weights are those of {source}"
+        f"{out_dir}: {len(checkpoint.state) - new} of {len(checkpoint.state)} weights are those of {source}"
         f" ({parameters:,} parameters in all)",
-        *(f"replaced: {what}" for what in replaced),
+        *(f"replaced: {what}" for what in replaced[:1]),
+        *(f"added: {what}" for what in replaced[1:]),
     ]
 
 
@@ -219,4 +226,9 @@ def _replace_embedding(
         f"{EMBEDDING} for {config.vocab_size:,} tokens{lacking}, by a new one for {tokens.size:,} tokens of another "
         f"set, normal with standard deviation {std:.3g} (seed {choices.seed}); it needs training"
     )
-    return tokens, (what,)
+    if not choices.ctc_weight:
+        return tokens, (what,)
+    weight, bias = CTC_OUTPUT
+    checkpoint.state[weight] = torch.empty(tokens.size, config.width).normal_(std=0.02, generator=generator)
+    checkpoint.state[bias] = torch.zeros(tokens.size)
+    return tokens, (what, f"a CTC output for {tokens.size:,} tokens on the encoder; it needs training")

@@ -25,6 +25,7 @@ class Hypothesis:
         accent: with which accent
         language: in which language
         duration: seconds of audio
+        detected: the language that the model took it for, where it was not told one
     """
 
     id: str
@@ -34,6 +35,7 @@ class Hypothesis:
     accent: str = ""
     language: str = ""
     duration: float = 0.0
+    detected: str = ""
 
 
 def read_hypotheses(decode_dir: str | Path, allow_partial: bool = False) -> list[Hypothesis]:

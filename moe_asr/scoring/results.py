@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Literal
 
 from moe_asr.errors import UserError
-from moe_asr.scoring.align import Metric
 from moe_asr.scoring.hypotheses import SYSTEM, read_hypotheses, read_system
 from moe_asr.scoring.report import Summary, summarise
 from moe_asr.scoring.scored import Scored, group_by, score
 from moe_asr.scoring.significance import Bootstrap, compare, match
+from moe_asr.scoring.writing import MetricChoice
 
 By = Literal["accent", "speaker"]
 POOLED = "accents pooled"
@@ -44,6 +44,7 @@ class Row:
         trainable: the same in per cent of those that full fine-tuning trains
         active_experts: mean over utterances; None for a system without experts
         megabytes: of its files on disk, with the adaptation to one domain; None where the decodes do not say
+        adaptation_megabytes: of the adaptation alone; None where there is none
         milliseconds: to decode one utterance, batches and all; None where they do not say
     """
 
@@ -55,6 +56,7 @@ class Row:
     active_experts: float | None
     megabytes: float | None
     milliseconds: float | None
+    adaptation_megabytes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -82,12 +84,12 @@ class Results:
     speakers: dict[str, list[Summary]] = field(default_factory=dict)
 
 
-def read_row(system: str, metric: Metric, normaliser: str) -> Row:
+def read_row(system: str, metric: MetricChoice, normaliser: str) -> Row:
     """Reads and scores one system.
 
     Args:
         system: `name=decode_dir[,decode_dir...]`; several folders are several test sets of one system
-        metric: wer, cer or mer
+        metric: wer, cer or mer, or auto: by the language of each utterance
         normaliser: name of the text normaliser
 
     Raises:
@@ -120,6 +122,7 @@ def read_row(system: str, metric: Metric, normaliser: str) -> Row:
         active_experts=_mean(active),
         megabytes=None if sizes[0] is None else (sizes[0] + (sizes[1] or 0)) / 1e6,
         milliseconds=None if per_utterance is None else 1000 * per_utterance,
+        adaptation_megabytes=None if sizes[1] is None else sizes[1] / 1e6,
     )
 
 
@@ -141,7 +144,7 @@ def make_results(rows: Sequence[Row], general: str | None, bootstrap: Bootstrap,
     names = [row.name for row in rows]
     if len(set(names)) < len(names):
         raise UserError(f"system '{max(names, key=names.count)}' is given twice")
-    matched = [_match(rows[0], row) for row in rows]
+    matched = [match_rows(rows[0], row) for row in rows]
     columns = {ALL: lambda x: True} if by == "speaker" else _columns(rows[0], general)
     compared_on = POOLED if POOLED in columns else next(iter(columns))
     parts = {column: [[x for x in row if select(x)] for row in matched] for column, select in columns.items()}
@@ -185,7 +188,12 @@ def _columns(row: Row, general: str | None) -> dict[str, Callable[[Scored], bool
     return columns or {ALL: lambda x: True}
 
 
-def _match(first: Row, row: Row) -> list[Scored]:
+def match_rows(first: Row, row: Row) -> list[Scored]:
+    """The utterances of `row` in the order of those of `first`.
+
+    Raises:
+        UserError: they are not the same utterances.
+    """
     try:
         return match(first.scored, row.scored)
     except UserError as error:

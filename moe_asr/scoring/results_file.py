@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from moe_asr.errors import UserError
 from moe_asr.files import atomic_write
 from moe_asr.scoring.align import Metric
 from moe_asr.scoring.report import Summary
-from moe_asr.scoring.results import ALL, POOLED, Decode, Results
+from moe_asr.scoring.results import ALL, POOLED, Decode, Results, Row
 from moe_asr.scoring.significance import Bootstrap
 from moe_asr.scoring.tables import markdown_table, p_text, percent
 
@@ -54,7 +55,7 @@ def render(results: Results, recipe_dir: str | Path, metric: Metric, normaliser:
     if results.speakers:
         parts += ["### By speaker", f"{metric.upper()} in %; N reference tokens.", _by_speaker(results)]
     parts += ["### Counts", "N reference tokens, S substitutions, D deletions, I insertions.", _counts(results, metric)]
-    parts += ["### How each row was made", *_origins(results, Path(recipe_dir).resolve())]
+    parts += ["### How each row was made", *origins(results.rows, recipe_dir)]
     return "\n\n".join(part.strip() for part in parts)
 
 
@@ -69,9 +70,9 @@ def rate_cells(results: Results, row: int, with_interval: bool = True) -> list[s
     cells += [
         "-" if p_value is None else p_text(p_value).removeprefix("p = ").removeprefix("p "),
         *(("-", "-") if untrained else (f"{system.parameters:,}", f"{system.trainable:.2f}")),
-        _decimal(system.active_experts, 2),
+        decimal(system.active_experts, 2),
     ]
-    measured = {name: _decimal(getattr(system, field), 1) for name, field in _MEASURED.items()}
+    measured = {name: decimal(getattr(system, field), 1) for name, field in _MEASURED.items()}
     return cells + [measured[name] for name in _measured(results)]
 
 
@@ -143,7 +144,8 @@ def _change(results: Results, row: int) -> str:
     return "-" if row == 0 or not first or own is None else f"{100 * (own - first) / first:+.1f}"
 
 
-def _decimal(value: float | None, digits: int) -> str:
+def decimal(value: float | None, digits: int) -> str:
+    """With so many digits behind the point, or - for None."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
@@ -161,12 +163,15 @@ def _rates(results: Results) -> str:
 
 
 def _rate(summary: Summary, with_interval: bool) -> str:
-    if summary.counts.rate is None:
+    return rate_text(summary.counts.rate, summary.interval if with_interval else None)
+
+
+def rate_text(rate: float | None, interval: tuple[float, float] | None) -> str:
+    """`12.3 [11.0, 13.7]` in per cent, or n/a."""
+    if rate is None:
         return "n/a"
-    rate = f"{100 * summary.counts.rate:.1f}"
-    if summary.interval is None or not with_interval:
-        return rate
-    return f"{rate} [{100 * summary.interval[0]:.1f}, {100 * summary.interval[1]:.1f}]"
+    text = f"{100 * rate:.1f}"
+    return text if interval is None else f"{text} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
 
 
 def _counts(results: Results, metric: Metric) -> str:
@@ -178,16 +183,18 @@ def _counts(results: Results, metric: Metric) -> str:
     return markdown_table(["system", "on", "utterances", "N", "S", "D", "I", f"{metric.upper()} %"], rows, left=2)
 
 
-def _origins(results: Results, recipe_dir: Path) -> list[str]:
+def origins(rows: Sequence[Row], recipe_dir: str | Path) -> list[str]:
     """One paragraph and one code block a decode; versions once for all where they agree."""
-    decodes = [(row.name, decode) for row in results.rows for decode in row.decodes]
+    decodes = [(row.name, decode) for row in rows for decode in row.decodes]
     same = all(decode.versions == decodes[0][1].versions for _, decode in decodes)
     parts = [f"Versions: {_versions(decodes[0][1])}."] if same else []
     for name, decode in decodes:
         facts = [f"git `{decode.git}`", decode.date[:10]]
         facts += [] if decode.seconds is None else [f"{decode.seconds:.1f} s"]
         facts += [] if same else [_versions(decode)]
-        parts.append(f"**{name}**: {', '.join(facts)}\n\n```\n{portable(decode.command, recipe_dir)}\n```")
+        parts.append(
+            f"**{name}**: {', '.join(facts)}\n\n```\n{portable(decode.command, Path(recipe_dir).resolve())}\n```"
+        )
     return parts
 
 

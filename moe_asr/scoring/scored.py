@@ -9,6 +9,7 @@ from typing import Literal
 from moe_asr.data.text import normalise
 from moe_asr.scoring.align import Counts, Metric, Pair, align, count, tokenise
 from moe_asr.scoring.hypotheses import Hypothesis
+from moe_asr.scoring.writing import MetricChoice, metric_of, normaliser_of
 
 Attribute = Literal["accent", "language", "speaker"]
 UNKNOWN = "(unknown)"
@@ -24,6 +25,7 @@ class Scored:
         hyp: hypothesis tokens after normalisation
         pairs: their alignment
         counts: its errors
+        metric: what its tokens are
     """
 
     hypothesis: Hypothesis
@@ -31,6 +33,7 @@ class Scored:
     hyp: list[str] = field(repr=False)
     pairs: list[Pair] = field(repr=False)
     counts: Counts
+    metric: Metric = "wer"
 
     @property
     def id(self) -> str:
@@ -41,14 +44,20 @@ class Scored:
         return getattr(self.hypothesis, attribute) or UNKNOWN
 
 
-def score(hypotheses: Iterable[Hypothesis], metric: Metric, normaliser: str = "none") -> list[Scored]:
-    """Normalises both sides in the same way, splits them into tokens, aligns and counts."""
+def score(hypotheses: Iterable[Hypothesis], metric: MetricChoice, normaliser: str = "none") -> list[Scored]:
+    """Normalises both sides in the same way, splits them into tokens, aligns and counts.
+
+    Raises:
+        UserError: no such normaliser; metric `auto`, and an utterance without a language
+    """
     scored = []
     for hypothesis in hypotheses:
-        ref = tokenise(normalise(normaliser, hypothesis.ref), metric)
-        hyp = tokenise(normalise(normaliser, hypothesis.hyp), metric)
+        unit = metric_of(metric, hypothesis.language, hypothesis.id)
+        kind = normaliser_of(normaliser, metric, hypothesis.language)
+        ref = tokenise(normalise(kind, hypothesis.ref), unit)
+        hyp = tokenise(normalise(kind, hypothesis.hyp), unit)
         pairs = align(ref, hyp)
-        scored.append(Scored(hypothesis, ref, hyp, pairs, count(pairs)))
+        scored.append(Scored(hypothesis, ref, hyp, pairs, count(pairs), unit))
     return scored
 
 
@@ -63,3 +72,11 @@ def group_by(scored: Sequence[Scored], attribute: Attribute) -> dict[str, list[S
     for one in scored:
         groups.setdefault(one.value(attribute), []).append(one)
     return {} if set(groups) <= {UNKNOWN} else dict(sorted(groups.items()))
+
+
+def by_unit(scored: Iterable[Scored]) -> dict[Metric, list[Scored]]:
+    """Utterances by what their errors are counted in, units sorted."""
+    units: dict[Metric, list[Scored]] = {}
+    for one in scored:
+        units.setdefault(one.metric, []).append(one)
+    return dict(sorted(units.items()))

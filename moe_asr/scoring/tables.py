@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.cells import cell_len
@@ -11,10 +12,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from moe_asr.scoring.report import Report, Summary
+if TYPE_CHECKING:  # a report has tables of its own
+    from moe_asr.scoring.report import Report, Summary
 
 WIDTH = 240  # where the output goes to a file, which has no width of its own; tables take only what they need
 _FOLLOWS = "  "
+_UNITS = {"wer": "words", "cer": "characters"}
 
 
 def percent(rate: float | None) -> str:
@@ -61,8 +64,11 @@ def print_report(report: Report, against: str | None = None, worst_speakers: int
     hours = f", {report.overall.seconds / 3600:.2f} h" if report.overall.seconds else ""
     out.print(Text(f"{report.set_name}: {metric} of {text}, {report.overall.utterances:,} utterances{hours}", "bold"))
 
-    table = plain_table(["", "utts", "tokens", "sub", "del", "ins", f"{metric} %", "95 % interval"])
-    table.add_row("all", *_cells(report.overall), style="bold")
+    auto = report.metric == "auto"
+    rate = "error %" if auto else f"{metric} %"
+    table = plain_table(["", "utts", *(["unit"] if auto else []), "tokens", "sub", "del", "ins", rate, "95 % interval"])
+    for name, summary in (report.units or {"all": report.overall}).items():
+        table.add_row(f"all in {_UNITS[name]}" if report.units else name, *_cells(summary, auto), style="bold")
     for attribute, groups in report.groups.items():
         if len(groups) == 1:  # the same numbers as above
             continue
@@ -73,8 +79,9 @@ def print_report(report: Report, against: str | None = None, worst_speakers: int
         table.add_section()
         table.add_row(Text(title, "italic"))
         for name in names:
-            table.add_row(Text(_FOLLOWS + name), *_cells(groups[name]))
-        table.add_row(f"{_FOLLOWS}mean of {len(groups)}", *[""] * 5, percent(report.means[attribute]), "")
+            table.add_row(Text(_FOLLOWS + name), *_cells(groups[name], auto))
+        mean = [percent(report.means[attribute]), percent_interval(report.mean_intervals.get(attribute))]
+        table.add_row(f"{_FOLLOWS}mean of {len(groups)}", *[""] * (6 if auto else 5), *mean)
     out.print(table)
     for line in _remarks(report, against):
         out.print(Text(line))
@@ -93,16 +100,21 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: i
     return "".join(lines)
 
 
-def _cells(summary: Summary) -> list[str]:
+def _cells(summary: Summary, with_unit: bool) -> list[str]:
     counts = summary.counts
-    numbers = [f"{number:,}" for number in (summary.utterances, counts.n, counts.s, counts.d, counts.i)]
-    return [*numbers, percent(counts.rate), percent_interval(summary.interval)]
+    utterances, *numbers = [f"{number:,}" for number in (summary.utterances, counts.n, counts.s, counts.d, counts.i)]
+    unit = [summary.unit.upper()] if with_unit else []
+    return [utterances, *unit, *numbers, percent(counts.rate), percent_interval(summary.interval)]
 
 
 def _remarks(report: Report, against: str | None) -> list[str]:
     overall, found, metric = report.overall, report.hallucination, report.metric.upper()
     lines = [f"utterances with an error: {percent(overall.wrong / overall.utterances)} %"]
-    if report.raw is not None:
+    if report.identification is not None:
+        told = report.identification.overall
+        share = f"{percent(told.rate)} % {percent_interval(told.interval)} of {told.utterances:,} utterances"
+        lines.append(f"language identified: {share}; mean over languages {percent(report.identification.mean)} %")
+    if report.raw is not None and not report.units:
         lines.append(f"raw text: {metric} {percent(report.raw.counts.rate)} % {percent_interval(report.raw.interval)}")
     lines.append(
         f"hallucination: {percent(found.insertion_rate)} % insertions, {len(found.looping)} utterances with loops, "
@@ -110,9 +122,10 @@ def _remarks(report: Report, against: str | None) -> list[str]:
     )
     if report.comparison is not None:
         c = report.comparison
+        what = ", mean over languages" if report.metric == "auto" else ""
         lines.append(
-            f"against {against}: {percent(c.first)} -> {percent(c.second)} %, difference {100 * c.difference:+.2f} "
-            f"{percent_interval(c.interval)}"
+            f"against {against}{what}: {percent(c.first)} -> {percent(c.second)} %, "
+            f"difference {100 * c.difference:+.2f} {percent_interval(c.interval)}"
         )
         lines.append(f"  better with probability {c.p_improvement:.3f}; two-sided {p_text(c.p_value)}")
     return lines

@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import TextIO
 
 from moe_asr.scoring.align import Counts, Metric, Pair
-from moe_asr.scoring.scored import Scored, pool
+from moe_asr.scoring.scored import Scored, by_unit, pool
 
 
 def write_recogs(file: TextIO, scored: Iterable[Scored]) -> None:
@@ -18,12 +18,12 @@ def write_recogs(file: TextIO, scored: Iterable[Scored]) -> None:
     )
 
 
-def write_errs(file: TextIO, scored: Sequence[Scored], metric: Metric) -> None:
-    """The rate, every alignment, and which tokens are confused, lost, invented, and how often each was right."""
+def write_errs(file: TextIO, scored: Sequence[Scored]) -> None:
+    """Rate by unit, every alignment, and which tokens are confused, lost, invented, and how often each was right."""
     scored = sorted(scored, key=lambda x: x.id)
     pairs = [pair for one in scored for pair in one.pairs]
     counts, gap = pool(scored), _gap_sign(pairs)
-    file.write(f"{rate_line(counts, metric)}\n")
+    file.writelines(f"{rate_line(pool(members), unit)}\n" for unit, members in by_unit(scored).items())
     file.write(f"Errors: {counts.i} insertions, {counts.d} deletions, {counts.s} substitutions, ")
     file.write(f"over {counts.n} reference tokens ({counts.correct} correct)\n")
     file.write("Search below for sections starting with ")

@@ -61,3 +61,23 @@ def test_what_a_user_gets_wrong_is_one_line(recipe, capsys, arguments, message):
     out, err = capsys.readouterr()
     assert caught.value.code == 1 and message in err and err.count("\n") == 1 and out == ""
     assert not (recipe / "RESULTS.md").exists()
+
+
+def test_by_language(recipe, capsys):
+    for name in ("base", "moe"):
+        path = recipe / "exp" / name / "decode" / "hyps.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        lines = [line | {"language": line["accent"].replace("us", "zh-CN"), "detected": "zh"} for line in lines]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    agnostic = [word.replace("--systems", "--agnostic") for word in SYSTEMS]
+    run_command(ResultsConfig, write_results, [*SYSTEMS, *agnostic, "--by", "language"])
+    text = (recipe / "RESULTS.md").read_text()
+    assert "zh-CN, CER" in text and "de, WER" in text and "language-agnostic" in text
+    out = capsys.readouterr().out
+    assert "mean error rate in %" in out and "50.0" in out
+    for wrong in (["--general", "us"], ["--against", "x"]):
+        with pytest.raises(SystemExit):
+            run_command(ResultsConfig, write_results, [*SYSTEMS, "--by", "language", *wrong])
+    with pytest.raises(SystemExit):
+        run_command(ResultsConfig, write_results, [*SYSTEMS, *agnostic])
+    assert "agnostic and against are for --by language" in capsys.readouterr().err

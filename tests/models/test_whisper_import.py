@@ -132,6 +132,14 @@ class TestTokens:
         new = ours.model.decoder.embed_tokens.weight.detach()
         assert float(new.std()) == pytest.approx(0.2, rel=0.1)  # its init_std
 
+    def test_may_bring_a_ctc_output(self, checkpoint, pieces):
+        ours, lines = taken(checkpoint, tokens=pieces, ctc_weight=0.3)
+        assert ours.config.model.whisper.ctc_weight == 0.3 and ours.model.ctc_head.out_features == ours.tokens.size
+        assert "88 of 91 weights are those of" in lines[0]
+        assert lines[1].startswith("replaced: ") and lines[2].startswith("added: a CTC output for")
+        with pytest.raises(UserError, match="a CTC output is learned for tokens of your own: give --tokens"):
+            taken(checkpoint, ctc_weight=0.3)
+
     def test_of_whisper_replace_none(self, checkpoint):
         with pytest.raises(UserError, match="holds the tokens of a Whisper checkpoint"):
             taken(checkpoint, tokens=str(checkpoint))

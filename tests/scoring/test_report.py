@@ -83,4 +83,44 @@ def test_files_without_a_normaliser_and_without_any_reference(decode):
         "utterances": 1,
         "wrong": 1,
         "seconds": 0.0,
+        "unit": "cer",
     }
+
+
+def languages():
+    """Two languages in words, of 12 and 4 words, and one in characters."""
+    one = [Hypothesis(f"d{k}", "a b c", "a b x", language="de", detected="de") for k in range(4)]
+    two = [Hypothesis(f"f{k}", "a b", "a b" if k else "", language="fr", detected="de") for k in range(2)]
+    return one + two + [Hypothesis(f"t{k}", "กขคง", "กขคx", language="th", detected="th") for k in range(3)]
+
+
+def test_languages_of_several_units_are_pooled_by_unit_and_averaged():
+    hypotheses = languages()
+    report, _ = make_report("test", hypotheses, "auto", "none", BOOTSTRAP, hypotheses)
+    assert {name: s.counts.rate for name, s in report.units.items()} == {"cer": 3 / 12, "wer": 6 / 16}
+    assert [(name, s.unit) for name, s in report.groups["language"].items()] == [
+        ("de", "wer"), ("fr", "wer"), ("th", "cer"),
+    ]  # fmt: skip
+    mean = (1 / 3 + 2 / 4 + 1 / 4) / 3
+    assert report.means["language"] == pytest.approx(mean)
+    low, high = report.mean_intervals["language"]
+    assert low <= mean <= high and low < high
+    assert report.comparison.first == pytest.approx(mean) and report.comparison.p_value == 1.0
+    assert report.identification.overall.rate == 7 / 9
+    found = report.to_dict()
+    assert found["overall"] is None and found["raw"] is None and found["units"]["wer"]["rate"] == 6 / 16
+    assert found["identification"]["languages"]["fr"]["rate"] == 0.0
+
+
+def test_files_of_several_units(tmp_path):
+    report, texts = make_report("test", languages(), "auto", "none", BOOTSTRAP)
+    write_report(tmp_path, report, texts, {})
+    assert (tmp_path / "wer-summary-test.txt").read_text() == (
+        "settings\tAUTO\ntext=raw unit=cer\t25.00\ntext=raw unit=wer\t37.50\n"
+    )
+    assert (tmp_path / "errs-test.txt").read_text().startswith("%CER 25.00% [3 / 12, ")
+
+
+def test_one_unit_alone_is_pooled_as_ever():
+    report, _ = make_report("test", languages()[:6], "auto", "none", BOOTSTRAP)
+    assert report.units == {} and report.to_dict()["overall"]["rate"] == 6 / 16

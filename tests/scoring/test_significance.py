@@ -9,7 +9,7 @@ from moe_asr.errors import UserError
 from moe_asr.scoring.align import Counts
 from moe_asr.scoring.hypotheses import Hypothesis
 from moe_asr.scoring.scored import Scored, pool, score
-from moe_asr.scoring.significance import Bootstrap, compare, interval
+from moe_asr.scoring.significance import Bootstrap, compare, compare_means, interval, mean_interval
 
 
 def system(seed, error_rate, size=200, speakers=10, words="abcdef"):
@@ -157,3 +157,56 @@ def test_wrong_options():
         Bootstrap(seed=-1)
     with pytest.raises(UserError, match="speaker names, and utterance 'a' has none"):
         interval(score([Hypothesis("a", "x", "x")], "wer"), Bootstrap(unit="speaker"))
+
+
+def groups(seed, error_rate):
+    """Two groups, one of which is three times as large."""
+    scored = system(seed, error_rate)
+    return [scored[:50], scored[50:]]
+
+
+@pytest.mark.parametrize("unit", ["utterance", "speaker"])
+def test_interval_of_a_mean_is_that_of_a_naive_loop_with_the_same_draws(unit):
+    found = groups(1, 0.2)
+    rates = []
+    for number, scored in enumerate(found):
+        by_speaker = [[x for x in scored if x.hypothesis.speaker == f"s{k}"] for k in range(10)]
+        blocks = [[x] for x in scored] if unit == "utterance" else by_speaker
+        generator = np.random.default_rng(5 + number)
+        drawn = [generator.integers(0, len(blocks), size=len(blocks)) for _ in range(200)]
+        rates.append([sum((pool(blocks[b]) for b in draw), Counts()).rate for draw in drawn])
+    low, high = mean_interval(found, Bootstrap(200, unit, 5))
+    assert (low, high) == pytest.approx(np.percentile(np.mean(rates, 0), [2.5, 97.5]))
+
+
+def test_means_are_compared_by_all_swaps():
+    first, second = [groups(seed, rate) for seed, rate in ((1, 0.3), (2, 0.22))]
+    first, second = [[scored[:6] for scored in system] for system in (first, second)]
+    found = compare_means(first, second, Bootstrap(20000))
+    means = [sum(pool(scored).rate for scored in system) / 2 for system in (first, second)]
+    assert (found.first, found.second) == pytest.approx(means) and found.units == 12
+    gains = [
+        (b.counts.errors - a.counts.errors) / (2 * pool(one).n)
+        for one, other in zip(first, second)
+        for a, b in zip(one, other)
+    ]
+    assert sum(gains) == pytest.approx(found.difference)
+    swaps = [abs(sum(s * g for s, g in zip(signs, gains))) for signs in itertools.product((-1, 1), repeat=12)]
+    exact = sum(swap >= abs(sum(gains)) - 1e-12 for swap in swaps) / len(swaps)
+    assert found.p_value == pytest.approx(exact, abs=0.02)
+
+
+def test_a_group_of_one_unit_and_one_without_reference():
+    few = [system(1, 0.3)[:1], system(1, 0.3)[:0]]
+    assert mean_interval(few, Bootstrap(50)) is None
+    found = compare_means(few, few, Bootstrap(50))
+    assert found.interval is None and found.p_value == 1.0
+    with pytest.raises(UserError, match="all references are empty"):
+        compare_means(few[1:], few[1:], Bootstrap(50))
+
+
+def test_of_one_group_it_is_the_pooled_comparison():
+    first, second = system(1, 0.3), system(2, 0.2)
+    one, pooled = compare_means([first], [second], Bootstrap(100)), compare(first, second, Bootstrap(100))
+    assert one.interval == pytest.approx(pooled.interval) and one.p_value == pooled.p_value
+    assert mean_interval([first], Bootstrap(100)) == pytest.approx(interval(first, Bootstrap(100)))

@@ -41,11 +41,23 @@ def test_report_on_a_page(capsys, hypotheses):
     assert any(words[:7] == ["all", "9", "18", "0", "8", "0", "44.44"] for words in lines)
     assert ["us", "8", "16", "0", "8", "0", "50.00", "[50.00,", "50.00]"] in lines
     assert ["de", "1", "2", "0", "0", "0", "0.00"] in lines
-    assert ["mean", "of", "2", "25.00"] in lines
+    assert ["mean", "of", "2", "25.00", "[25.00,", "25.00]"] in lines
     assert "speaker, worst 5 of 9" in text and "[s4]" in text and "[s5]" not in text
     assert "language" not in text, "one language only: the numbers are those of all"
     assert "utterances with an error: 88.89 %" in text and "raw text: WER 88.89 %" in text
     assert "\x1b" not in text and max(map(len, text.splitlines())) <= 110
+
+
+def test_report_of_languages_of_several_units(capsys):
+    hypotheses = [Hypothesis("a", "x y", "x", language="de", detected="de")]
+    hypotheses += [Hypothesis("b", "กขค", "กข", language="th", detected="de")]
+    lines = [line.split() for line in printed(capsys, hypotheses, "auto", "none", hypotheses, "b").splitlines()]
+    assert ["all", "in", "characters", "1", "CER", "3", "0", "1", "0", "33.33"] in lines
+    assert ["all", "in", "words", "1", "WER", "2", "0", "1", "0", "50.00"] in lines
+    assert ["th", "1", "CER", "3", "0", "1", "0", "33.33"] in lines and ["mean", "of", "2", "41.67"] in lines
+    text = " ".join(word for line in lines for word in line)
+    assert "language identified: 50.00 % [0.00, 100.00] of 2 utterances; mean over languages 50.00 %" in text
+    assert "against b, mean over languages: 41.67 -> 41.67 %" in text
 
 
 def test_report_of_raw_text_has_no_line_for_it(capsys, hypotheses):
