@@ -1,4 +1,4 @@
-"""What is told of all the speech in a command: its language and accent."""
+"""What is told of all the speech in a command, its language and accent, and what is found out instead."""
 
 from __future__ import annotations
 
@@ -6,22 +6,26 @@ from dataclasses import dataclass
 from typing import Optional
 
 from moe_asr.data.languages import find_language
+from moe_asr.decoding.prompt_language import DETECT, LABEL
 from moe_asr.errors import UserError
 from moe_asr.methods.adaptation import AdaptedRecogniser
+from moe_asr.methods.routes import Route, RouteOptions
 from moe_asr.models.interface import Recogniser
 
 
 @dataclass(frozen=True)
 class Told:
-    """Labels of every utterance, empty where nothing is known.
+    """Labels of every utterance, empty where nothing is told, and how to use them.
 
     Args:
-        domain: whether experts are to go by the label
+        prompt: where the language that the model is told comes from: label or detect
+        route: where the domain of the experts comes from, if not as in training
     """
 
     language: str = ""
     accent: str = ""
-    domain: bool = False
+    prompt: str = LABEL
+    route: Optional[Route] = None
 
 
 def check_told(
@@ -33,7 +37,11 @@ def check_told(
 ) -> Told:
     """Fits what is told to what model and experts ask for.
 
+    A model that knows several languages detects what it is not told. Experts that were trained with the language as a
+    label then go by the model's own posteriors.
+
     Args:
+        language: a code; None or detect for none
         folder: of the experts
 
     Raises:
@@ -47,8 +55,9 @@ def check_told(
         raise UserError("accent is for an adaptation whose routers see the accent: leave it out")
     if accent is not None and accent not in domains:
         raise UserError(f"accent {accent} is none that {folder} knows, which are {', '.join(domains)}")
-    if language is not None and not codes and key != "language":
+    if language is not None and not codes and (key != "language" or language == DETECT):
         raise UserError("language is for models that know several: leave it out")
+    language = None if language == DETECT else language
     if language is not None and codes and find_language(codes, language) is None:
         raise UserError(f"language {language} is none that the model knows, which are {', '.join(codes)}")
     if language is not None and key == "language":
@@ -56,11 +65,14 @@ def check_told(
         if found is None:
             raise UserError(f"language {language} is none that {folder} knows, which are {', '.join(domains)}")
         language = found
-    if language is None and codes:
-        raise UserError(f"this model must be told the language: give --language, one of {', '.join(codes)}")
-    told = {"accent": accent, "language": language}.get(key) is not None
-    if source == "label" and not told:
+    prompt = DETECT if codes and language is None else LABEL
+    if {"accent": accent, "language": language}.get(key) is not None:
+        return Told(language or "", accent or "", prompt, "label")
+    if source == "label" and key == "language" and codes:
+        adapted.domain_source(RouteOptions("model"))
+        return Told("", "", prompt, "model")
+    if source == "label":
         options = f"give --{key}, one of {', '.join(domains)}"
         advice = "this command cannot tell it" if key == "speaker" else options
         raise UserError(f"{folder} must be told the {key} of what it hears: {advice}")
-    return Told(language or "", accent or "", told)
+    return Told(language or "", accent or "", prompt)

@@ -53,8 +53,8 @@ def transcribe(config: TranscribeConfig) -> None:
     longest = longest_piece(loaded.model, loaded.config.features, config.max_seconds)
     if longest > config.max_duration:
         raise UserError(f"max_duration {config.max_duration:g} s is shorter than pieces of {longest:g} s")
-    options = RouteOptions("label" if told.domain else None)
-    find_texts = BatchDecoder(loaded, adapted, config.search, device, options, config.precision)
+    options = RouteOptions(told.route)
+    find_texts = BatchDecoder(loaded, adapted, config.search, device, options, config.precision, told.prompt)
     if config.out_dir:
         Path(config.out_dir).mkdir(parents=True, exist_ok=True)  # now, not after hours, if that cannot be
     facts = {"model": config.model, "adaptation": config.adaptation, "language": told.language, "accent": told.accent}
@@ -200,12 +200,15 @@ class _Run:
         for (job, index, _), utterance, text in zip(
             items, utterances, self._find_texts(batch, [u.seconds for u in utterances])
         ):
-            facts = signs(text)
+            found = signs(text)
             self._counts["pieces"] += 1
-            for sign in facts:
+            for sign in found:
                 self._counts[sign] += 1
+            facts = {}
+            if text.language:
+                facts = {"detected": text.language, "probability": round(text.language_probability, 3)}
             end = utterance.start + utterance.seconds
-            job.found[index] = Piece(utterance.start, end, loaded.tokens.decode(text.tokens), facts)
+            job.found[index] = Piece(utterance.start, end, loaded.tokens.decode(text.tokens), {**facts, **found})
             self._advance(utterance.seconds)
 
     def _utterance(self, job: _Job, index: int) -> Utterance:

@@ -19,7 +19,8 @@ class TranscribeConfig:
         model: model folder
         files: audio files (wav, flac, mp3, ogg, opus), and folders of them
         adaptation: folder of experts trained on this model
-        language: language of all the speech, as in de, for models that know several
+        language: language of all the speech, as in de, for models that know several; without it, or with detect, they
+            find out for each piece
         accent: accent of all the speech, for experts whose routers see the accent; otherwise they find out as they did
             in training
         format: text, json or srt, or several of them as in text,srt

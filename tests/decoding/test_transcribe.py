@@ -321,6 +321,42 @@ def test_the_language_is_told_to_models_that_know_several(folder, run, tmp_path)
     assert (code, err) == (1, "error: language fa is none that the model knows, which are de, zh\n")
 
 
+def test_a_language_that_is_not_told_is_detected_for_each_piece(folder, run, tmp_path):
+    save_aed(folder / "several", torch.Generator().manual_seed(21), languages=("de", "zh"))
+    options = dict(model="several", format="json")
+    told = {code: read(run(f"{folder}/in", language=code, **options)[1]) for code in ("de", "zh")}
+    code, out, err = run(f"{folder}/in", **options)
+    assert code == 0, err
+    found = [piece for entry in read(out) for piece in entry["pieces"]]
+    for number, piece in enumerate(found):
+        assert 0.5 <= piece["probability"] <= 1
+        expected = [piece for entry in told[piece["detected"]] for piece in entry["pieces"]][number]
+        assert piece["text"] == expected["text"]
+    assert "language" not in read(out)[0] and run(f"{folder}/in", language="detect", **options)[1] == out
+
+
+def test_experts_of_languages_are_told_or_go_by_what_the_model_hears(folder, run, tmp_path):
+    save_aed(folder / "two", torch.Generator().manual_seed(21), languages=("de", "zh"))
+    experts = ExpertSpec(("default",), 2, 2, router=RouterSpec(route="given", select="all"))
+    config = AdaptationConfig(experts, domains=("de", "zh"), global_route="label", domain_key="language")
+    adapted = adapt(load_model(folder / "two").model, config)
+    for parameter in adapted.adapter.parameters():
+        torch.nn.init.normal_(parameter, std=0.5, generator=torch.Generator().manual_seed(3))
+    adapted.save(tmp_path / "experts")
+    soundfile.write(tmp_path / "one.wav", recording(2.0), RATE, subtype="FLOAT")
+    write_manifest(tmp_path / "m.jsonl", [Utterance("one", f"{tmp_path}/one.wav", 2 * RATE, RATE, "x", language="de")])
+    decoding = DecodeConfig(f"{folder}/two", f"{tmp_path}/m.jsonl", "", f"{tmp_path}/experts", device="cpu")
+    for number, (there, here) in enumerate(
+        (({}, {"language": "de"}), ({"language": "detect", "global_route": "model"}, {}))
+    ):
+        decode(dataclasses.replace(decoding, out_dir=f"{tmp_path}/{number}", **there))
+        line = json.loads((tmp_path / f"{number}/hyps.jsonl").read_text())
+        code, out, err = run(tmp_path / "one.wav", model="two", format="json", adaptation=tmp_path / "experts", **here)
+        assert code == 0, err
+        (piece,) = json.loads(out.splitlines()[-1])["pieces"]
+        assert piece["text"] == line["hyp"] != "" and piece.get("detected") == line.get("detected")
+
+
 @pytest.mark.parametrize("message, options", [
     ("no such file or folder: .*nothing.wav", {"word": "nothing.wav"}),
     ("format 'txt' is none of text, json, srt", {"format": "txt"}),
