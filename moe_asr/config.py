@@ -17,7 +17,7 @@ import sys
 import typing
 import warnings
 from pathlib import Path
-from typing import Callable, Optional, Sequence, TypeVar
+from typing import Callable, Mapping, Optional, Sequence, TypeVar
 
 import docstring_parser
 import jsonargparse
@@ -77,14 +77,37 @@ def to_plain(value):
     return value
 
 
-def run_command(config_type: type[C], run: Callable[[C], None], argv: Optional[Sequence[str]] = None) -> None:
+def run_commands(
+    commands: Mapping[str, tuple[type, Callable[..., None]]], argv: Optional[Sequence[str]] = None
+) -> None:
+    """`run_command` for a command with subcommands, the first word of the command line."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    name = Path(sys.argv[0]).name
+    known = ", ".join(commands)
+    if argv[:1] in (["-h"], ["--help"]):
+        print(f"usage: {name} SUBCOMMAND [options]; SUBCOMMAND --help tells its options\n")
+        for subcommand, (config_type, _) in commands.items():
+            print(f"  {subcommand:10}{' '.join(_summary(config_type).split())}")
+    elif not argv:
+        _fail(UserError(f"give a subcommand: {known}"), 2)
+    elif argv[0] not in commands:
+        near = difflib.get_close_matches(argv[0], commands, n=1)
+        advice = f"did you mean '{near[0]}'?" if near else f"known are {known}"
+        _fail(UserError(f"there is no subcommand '{argv[0]}'; {advice}"), 2)
+    else:
+        run_command(*commands[argv[0]], argv[1:], f"{name} {argv[0]}")
+
+
+def run_command(
+    config_type: type[C], run: Callable[[C], None], argv: Optional[Sequence[str]] = None, prog: Optional[str] = None
+) -> None:
     """The whole life of a command: parse, run, and one clear line when it fails.
 
     Exit codes: 0 done, 1 the run failed, 2 the command line or configuration is wrong, 130 interrupted.
     With MOE_ASR_DEBUG=1 in the environment the traceback is shown as well.
     """
     try:
-        config = parse_config(config_type, argv)
+        config = parse_config(config_type, argv, prog)
     except UserError as error:
         _fail(error, 2)
     try:
@@ -148,14 +171,18 @@ def _build(config_type: type[C], prog: Optional[str], parse: Callable) -> C:
 
 
 def _parser(config_type: type, prog: Optional[str]) -> jsonargparse.ArgumentParser:
-    doc = (config_type.__doc__ or "").split("Args:")[0].strip()
-    parser = jsonargparse.ArgumentParser(prog=prog, description=doc, exit_on_error=False)
+    parser = jsonargparse.ArgumentParser(prog=prog, description=_summary(config_type), exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the values below")
     free = [f for f in dataclasses.fields(config_type) if f.metadata.get("positional")]
     for name in (f.name for f in free):  # first, for a missing one is then named
         parser.add_argument(name, nargs="*", type=str, default=argparse.SUPPRESS, help=_help(config_type, name))
     parser.add_class_arguments(config_type, None, skip={f.name for f in free})
     return parser
+
+
+def _summary(config_type: type) -> str:
+    """What the docstring of a configuration says before its fields."""
+    return (config_type.__doc__ or "").split("Args:")[0].strip()
 
 
 def _help(config_type: type, name: str) -> str:

@@ -51,7 +51,7 @@ def test_files_stay_small():
     assert not long
 
 
-@pytest.mark.parametrize("command", ["prepare", "tokens", "lang", "score", "results", "transcribe"])
+@pytest.mark.parametrize("command", ["prepare", "tokens", "lang", "score", "results", "transcribe", "adapter"])
 def test_commands_without_torch_do_not_import_it(command):
     code = (
         "import sys\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Mapping, Optional, Union
+from typing import Any, Mapping, Optional, Sequence, Union
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -39,18 +39,30 @@ def save_adapter(
         UserError: the adapter is a stack of several
     """
     adapter.check_single("save")
-    state = {name: tensor.contiguous() for name, tensor in adapter.state_dict().items()}
+    width = adapter.domain_router.weight.shape[1] if adapter.domain_router is not None else 0
+    write_adapter(folder, adapter.specs, adapter.state_dict(), base or base_identity(adapter.model), about, width)
+
+
+def write_adapter(
+    folder: Union[str, Path],
+    specs: Sequence[ExpertSpec],
+    state: Mapping[str, Tensor],
+    base: str,
+    about: Optional[Mapping[str, Any]] = None,
+    domain_width: int = 0,
+) -> None:
+    """Writes an adapter from its parts, for a base of this identity; see `save_adapter` and `attach`."""
     info = {
         "format": FORMAT,
-        "specs": [to_plain(spec) for spec in adapter.specs],
-        "base": base or base_identity(adapter.model),
-        **({"domain_width": adapter.domain_router.weight.shape[1]} if adapter.domain_router is not None else {}),
-        "parameters": adapter.num_parameters(),
+        "specs": [to_plain(spec) for spec in specs],
+        "base": base,
+        **({"domain_width": domain_width} if domain_width else {}),
+        "parameters": sum(tensor.numel() for tensor in state.values()),
         "versions": {"moe_asr": __version__, "torch": metadata.version("torch")},
         "about": dict(about or {}),
     }
     with atomic_folder(folder) as new:
-        save_file(state, new / "adapter.safetensors")
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, new / "adapter.safetensors")
         (new / "adapter.json").write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

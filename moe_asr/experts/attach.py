@@ -93,7 +93,7 @@ def matching_layers(model: nn.Module, targets: Sequence[str]) -> list[str]:
     found: set[str] = set()
     for target in targets:
         try:
-            matches = [name for name in modules if f".{name}".endswith(f".{target}") or re.fullmatch(target, name)]
+            matches = [name for name in modules if layer_matches(name, [target])]
         except re.error as error:
             raise UserError(f"target '{target}' is no regular expression: {error}") from None
         hits = [name for name in matches if name in linear]
@@ -101,6 +101,11 @@ def matching_layers(model: nn.Module, targets: Sequence[str]) -> list[str]:
             raise UserError(f"target '{target}' matches no linear layer; {_advice(target, matches, modules, linear)}")
         found.update(hits)
     return [name for name in linear if name in found]
+
+
+def layer_matches(name: str, targets: Iterable[str]) -> bool:
+    """Whether the name ends with one of the targets, or one matches the whole of it as a regular expression."""
+    return any(f".{name}".endswith(f".{target}") or re.fullmatch(target, name) for target in targets)
 
 
 def _advice(target: str, matches: list[str], modules: dict[str, nn.Module], linear: Iterable[str]) -> str:

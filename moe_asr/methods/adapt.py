@@ -88,7 +88,7 @@ def adapt(recogniser: Recogniser, config: AdaptationConfig) -> AdaptedRecogniser
 def load_adapted(recogniser: Recogniser, folder: str | Path) -> AdaptedRecogniser:
     """The inverse of `AdaptedRecogniser.save`; exact, see `load_adapter`."""
     folder = Path(folder)
-    config = _read_config(folder)
+    config = read_adaptation(folder)
     classifier = folder / "domain_classifier"
     loaded = _load_classifier(str(classifier) if classifier.is_dir() else None)
     adapted = AdaptedRecogniser(recogniser, load_adapter(recogniser, folder / "adapter"), config, loaded)
@@ -107,7 +107,7 @@ def load_stacked(recogniser: Recogniser, folders: Mapping[str, Path], key: str) 
     """
     configs = {}
     for label, folder in folders.items():
-        config = _read_config(folder)
+        config = read_adaptation(folder)
         configs[label] = dataclasses.replace(config, initial_experts=())
         if (folder / "domain_classifier").is_dir():
             raise UserError(f"{folder} has a domain classifier; such adaptations are decoded one at a time")
@@ -119,7 +119,13 @@ def load_stacked(recogniser: Recogniser, folders: Mapping[str, Path], key: str) 
     return AdaptedRecogniser(recogniser, adapter, configs[first], members=tuple(folders), member_key=key).eval()
 
 
-def _read_config(folder: Path) -> AdaptationConfig:
+def read_adaptation(folder: str | Path) -> AdaptationConfig:
+    """What `adaptation.yaml` says.
+
+    Raises:
+        UserError: no adaptation there
+    """
+    folder = Path(folder)
     if not (folder / "adaptation.yaml").is_file():
         raise UserError(f"no adaptation in {folder}: it needs adaptation.yaml and adapter/")
     return load_config(AdaptationConfig, folder / "adaptation.yaml")
