@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Union
 
@@ -23,11 +24,15 @@ from moe_asr.files import atomic_folder
 PREFIX = "base_model.model."
 
 
-def export_expert(adapter: Adapter, index: int, folder: Union[str, Path]) -> None:
-    """Writes expert `index` so that `peft.PeftModel.from_pretrained(base, folder)` gives the same outputs."""
-    expert = adapter.expert(index)
-    ranks = {name: layer.spec.rank for name, layer in adapter.layers.items()}
-    alphas = {name: layer.spec.alpha for name, layer in adapter.layers.items()}
+def export_expert(adapter: Adapter, index: int, folder: Union[str, Path], prefix: str = "") -> None:
+    """Writes expert `index` so that `peft.PeftModel.from_pretrained(base, folder)` gives the same outputs.
+
+    Args:
+        prefix: what stands before the names of the layers in the model that PEFT gets, where that is not this one
+    """
+    expert = {f"{prefix}{name}": matrices for name, matrices in adapter.expert(index).items()}
+    ranks = {f"{prefix}{name}": layer.spec.rank for name, layer in adapter.layers.items()}
+    alphas = {f"{prefix}{name}": layer.spec.alpha for name, layer in adapter.layers.items()}
     rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
     config = {
         "peft_type": "LORA",
@@ -53,13 +58,29 @@ def export_expert(adapter: Adapter, index: int, folder: Union[str, Path]) -> Non
         (new / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def import_expert(adapter: Adapter, index: int, folder: Union[str, Path]) -> None:
-    """Makes a LoRA in PEFT's format expert `index`; its scale goes into B where it differs from the adapter's.
+@dataclass(frozen=True)
+class PeftLora:
+    """A plain LoRA as PEFT stores it.
 
-    A smaller rank is filled up with zeros.
+    Args:
+        rank: R of all layers
+        alpha: its output is scaled by alpha / rank
+        matrices: (A_RI, B_RO) of each layer
+    """
+
+    rank: int
+    alpha: float
+    matrices: dict[str, tuple[Tensor, Tensor]]
+
+
+def read_lora(folder: Union[str, Path], prefix: str = "") -> PeftLora:
+    """A LoRA in PEFT's format.
+
+    Args:
+        prefix: what stands before the names of the layers there, and is taken off
 
     Raises:
-        UserError: a larger rank, other layers, or a variant that is more than a plain LoRA
+        UserError: no such folder, a damaged one, other names, or a variant that is more than a plain LoRA
     """
     config, tensors = _read(Path(folder))
     for option in ("use_dora", "use_rslora", "fan_in_fan_out", "modules_to_save", "lora_bias"):
@@ -67,23 +88,40 @@ def import_expert(adapter: Adapter, index: int, folder: Union[str, Path]) -> Non
             raise UserError(f"{folder}: {option} is set; only plain LoRA can become an expert")
     if config.get("bias", "none") != "none" or config.get("rank_pattern") or config.get("alpha_pattern"):
         raise UserError(f"{folder}: trained biases and patterns of rank or alpha cannot become an expert")
-    expert: dict[str, tuple[Tensor, Tensor]] = {}
+    matrices: dict[str, tuple[Tensor, Tensor]] = {}
     for key in sorted(tensors):
         name, _, kind = key.removeprefix(PREFIX).rpartition(".lora_")
         if kind == "A.weight" and f"{PREFIX}{name}.lora_B.weight" in tensors:
-            expert[name] = tensors[key], tensors[f"{PREFIX}{name}.lora_B.weight"].t()
+            if not name.startswith(prefix):
+                raise UserError(f"{folder}: layer {name} does not begin with {prefix}, as those of its model do")
+            matrices[name[len(prefix) :]] = tensors[key], tensors[f"{PREFIX}{name}.lora_B.weight"].t()
         elif kind != "B.weight":
             raise UserError(f"{folder}: unexpected tensor {key}")
-    if len(tensors) != 2 * len(expert):
+    if not tensors or len(tensors) != 2 * len(matrices):
         raise UserError(f"{folder}: lora_A and lora_B do not come in pairs")
-    for name, (A_RI, B_RO) in expert.items():
+    return PeftLora(config["r"], config["lora_alpha"], matrices)
+
+
+def import_expert(adapter: Adapter, index: int, folder: Union[str, Path], prefix: str = "") -> None:
+    """Makes a LoRA in PEFT's format expert `index`; its scale goes into B where it differs from the adapter's.
+
+    A smaller rank is filled up with zeros.
+
+    Args:
+        prefix: see `read_lora`
+
+    Raises:
+        UserError: a larger rank or other layers; see also `read_lora`
+    """
+    lora, expert = read_lora(folder, prefix), {}
+    for name, (A_RI, B_RO) in lora.matrices.items():
         if name not in adapter.layers:
             raise UserError(f"{folder}: this adapter has no experts on {name}")
         spec = adapter.layers[name].spec
         missing = spec.rank - A_RI.shape[0]
         if missing < 0:
             raise UserError(f"{folder}: rank {A_RI.shape[0]} does not fit into experts of rank {spec.rank}")
-        factor = config["lora_alpha"] / config["r"] / spec.scale
+        factor = lora.alpha / lora.rank / spec.scale
         A_full, B_full = A_RI.new_zeros(spec.rank, A_RI.shape[1]), B_RO.new_zeros(spec.rank, B_RO.shape[1])
         A_full[: A_RI.shape[0]], B_full[: B_RO.shape[0]] = A_RI, B_RO * factor
         expert[name] = A_full, B_full
