@@ -17,7 +17,6 @@ from moe_asr.data.batches import BatchLoader, DataConfig
 from moe_asr.data.lang import read_lang
 from moe_asr.data.languages import check_languages
 from moe_asr.data.manifests import Utterance
-from moe_asr.decoding.adaptations import AdaptationFolders, find_adaptations
 from moe_asr.decoding.batch_decoder import BatchDecoder, load_recogniser, signs
 from moe_asr.decoding.labels import check_labels
 from moe_asr.decoding.prompt_language import LABEL
@@ -29,6 +28,7 @@ from moe_asr.errors import SettingsChanged, UserError
 from moe_asr.experts import adapter_identity, base_identity
 from moe_asr.files import folder_bytes
 from moe_asr.methods.adaptation import AdaptedRecogniser
+from moe_asr.methods.adaptations import AdaptationFolders, find_adaptations
 from moe_asr.methods.pictures import routing_figure, save_figure
 from moe_asr.methods.routes import Route, RouteOptions
 from moe_asr.methods.routing_monitor import expert_names

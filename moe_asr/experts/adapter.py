@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from contextlib import contextmanager
-from typing import Iterator, Literal, Optional, Sequence, Union
+from typing import Any, Iterator, Literal, Optional, Sequence, Union
 
 import torch
 from torch import Tensor, nn
@@ -225,6 +226,23 @@ class Adapter:
             model = copy.deepcopy(self.model)
         for name, layer in _expert_layers(model):
             set_submodule(model, name, layer.merged(weights.to(layer.A.device)))
+        return model
+
+    def base_copy(self) -> nn.Module:
+        """The base as a model of its own, without experts, that uses the same weights: its parameters and buffers are
+        the very tensors of this model, so that it takes no memory, and other experts can be attached to it.
+
+        Forward hooks are not copied. To be called where the model is on its device, since moving it there makes new
+        buffers. Not to be trained.
+        """
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        memo: dict[int, Any] = {id(tensor): tensor for tensor in tensors}
+        for module in self.model.modules():
+            memo |= {id(hooks): OrderedDict() for hooks in (module._forward_hooks, module._forward_pre_hooks)}
+        with self.context.use(None):
+            model = copy.deepcopy(self.model, memo)
+        for name, layer in _expert_layers(model):
+            set_submodule(model, name, layer.base)
         return model
 
     def check_single(self, what: str) -> None:

@@ -37,7 +37,7 @@ from moe_asr.methods.routes import (
 )
 from moe_asr.methods.saml import SamlConfig
 from moe_asr.models.folder import LoadedModel, save_model
-from moe_asr.models.interface import Loss, Recogniser
+from moe_asr.models.interface import Criterion, Loss, Predictions, Recogniser
 from moe_asr.models.time_conv import real_mask
 
 
@@ -115,14 +115,20 @@ class AdaptedRecogniser(nn.Module):
             self.classifier.eval()
         return self
 
-    def forward(self, features_NTF: Tensor, feature_lengths_N: Tensor, batch: Batch) -> Loss:
+    def forward(
+        self, features_NTF: Tensor, feature_lengths_N: Tensor, batch: Batch, criterion: Optional[Criterion] = None
+    ) -> Loss:
         """The recogniser's loss, plus what routers ask for: load balancing, and the cross-entropy of the domains.
 
         The latter is the mean over utterances times the loss's count; parts `domain` and `domain_accuracy` likewise.
+
+        Args:
+            criterion: in the place of the recogniser's cross-entropy, see `Recogniser.predictions`
         """
         domains_NG = self.domain_weights(batch, features_NTF, feature_lengths_N)
         with self.route(batch, feature_lengths_N, domains_NG, with_texts=True) as routing:
-            loss = self.recogniser(features_NTF, feature_lengths_N, batch)
+            options = {} if criterion is None else {"criterion": criterion}
+            loss = self.recogniser(features_NTF, feature_lengths_N, batch, **options)
             total, parts = loss.total, dict(loss.parts)
             if routing.balance:
                 balance = routing.balance_loss() * loss.count
@@ -133,6 +139,12 @@ class AdaptedRecogniser(nn.Module):
             total = total + self.config.router_weight * nll * loss.count
             parts |= {"domain": nll.detach() * loss.count, "domain_accuracy": right * loss.count}
         return dataclasses.replace(loss, total=total, parts=parts)
+
+    def predictions(self, features_NTF: Tensor, feature_lengths_N: Tensor, batch: Batch) -> Predictions:
+        """See `Recogniser.predictions`."""
+        domains_NG = self.domain_weights(batch, features_NTF, feature_lengths_N)
+        with self.route(batch, feature_lengths_N, domains_NG, with_texts=True):
+            return self.recogniser.predictions(features_NTF, feature_lengths_N, batch)
 
     @property
     def needs_whole_prefix(self) -> bool:

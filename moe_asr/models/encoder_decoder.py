@@ -16,7 +16,7 @@ from moe_asr.data.languages import find_language
 from moe_asr.errors import UserError
 from moe_asr.losses.cross_entropy import chunked_cross_entropy
 from moe_asr.models.ctc_loss import ctc_loss
-from moe_asr.models.interface import ContextFn, Loss, Recogniser, Targets
+from moe_asr.models.interface import ContextFn, Criterion, Loss, Predictions, Recogniser, Targets
 from moe_asr.models.time_conv import real_mask
 from moe_asr.models.transformer_decoder import TransformerDecoder
 
@@ -82,15 +82,18 @@ class EncoderDecoder(Recogniser):
         self.ctc_weight, self.label_smoothing, self.ctc_backend = ctc_weight, label_smoothing, ctc_backend
         self.tokens_per_frame = tokens_per_frame
 
-    def forward(self, features_NTF: Tensor, feature_lengths_N: Tensor, batch: Targets) -> Loss:
+    def forward(
+        self,
+        features_NTF: Tensor,
+        feature_lengths_N: Tensor,
+        batch: Targets,
+        criterion: Criterion = chunked_cross_entropy,
+    ) -> Loss:
+        """The loss, with another criterion in the place of the cross-entropy if one is given."""
         states_NTD, lengths_N = self.encode(features_NTF, feature_lengths_N)
-        prompt_NP = self.prompts(batch)
-        hidden_NUD = self.decoder(torch.cat([prompt_NP, batch.tokens_NU], 1), states_NTD, lengths_N)
-        hidden_MD, targets_M = self._predictions(hidden_NUD, batch.tokens_NU, batch.token_lengths_N)
-        total, correct = chunked_cross_entropy(
-            hidden_MD, self.decoder.embed_tokens.weight, targets_M, self.label_smoothing if self.training else 0.0
-        )
-        parts = {"accuracy": correct}
+        prompt_NP, hidden_NUD, said = self._decoded(states_NTD, lengths_N, batch)
+        smoothing = self.label_smoothing if self.training else 0.0
+        total, parts = criterion(said.hidden_MD, said.weight_VD, said.targets_M, smoothing)
         if self.ctc_head is not None:
             log_probs_NTV = self.ctc_log_probs(states_NTD)
             ctc_N, fits_N = ctc_loss(
@@ -99,12 +102,22 @@ class EncoderDecoder(Recogniser):
             ctc = ctc_N.sum()
             total = (1 - self.ctc_weight) * total + self.ctc_weight * ctc
             parts |= {"ctc": ctc.detach(), "ctc_too_long": batch.token_lengths_N.masked_fill(fits_N, 0).sum()}
-        count = torch.tensor(targets_M.numel(), device=total.device)
+        count = torch.tensor(said.targets_M.numel(), device=total.device)
         if self.languages:
             log_p_NL, told_N = self._log_languages(hidden_NUD[:, 0]), self._numbers(prompt_NP)
             total = total + self.language_weight * nn.functional.nll_loss(log_p_NL, told_N, reduction="sum")
             parts["language"] = (log_p_NL.argmax(1) == told_N).float().mean() * count
         return Loss(total, count, parts)
+
+    def predictions(self, features_NTF: Tensor, feature_lengths_N: Tensor, batch: Targets) -> Predictions:
+        return self._decoded(*self.encode(features_NTF, feature_lengths_N), batch)[2]
+
+    def _decoded(self, states_NTD: Tensor, lengths_N: Tensor, batch: Targets) -> tuple[Tensor, Tensor, Predictions]:
+        """Prompts (N, P), decoder states for prompts and texts (N, P + U, D), and what they predict."""
+        prompt_NP = self.prompts(batch)
+        hidden_NUD = self.decoder(torch.cat([prompt_NP, batch.tokens_NU], 1), states_NTD, lengths_N)
+        hidden_MD, targets_M = self._predictions(hidden_NUD, batch.tokens_NU, batch.token_lengths_N)
+        return prompt_NP, hidden_NUD, Predictions(hidden_MD, self.decoder.embed_tokens.weight, targets_M)
 
     def set_gradient_checkpointing(self, enabled: bool, context_fn: ContextFn = noop_context_fn) -> None:
         super().set_gradient_checkpointing(enabled, context_fn)

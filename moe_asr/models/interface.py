@@ -14,6 +14,8 @@ from typing import ClassVar, Protocol
 from torch import Tensor, nn
 from torch.utils.checkpoint import noop_context_fn
 
+from moe_asr.errors import UserError
+
 ContextFn = Callable[[], tuple[AbstractContextManager, AbstractContextManager]]
 
 
@@ -39,6 +41,26 @@ class Loss:
     total: Tensor
     count: Tensor
     parts: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model with a decoder says of given texts, before it is a loss.
+
+    Args:
+        hidden_MD: states before each token and each end, padding left out.
+        weight_VD: of the output layer, `logits = hidden weight^T`.
+        targets_M: what comes there.
+    """
+
+    hidden_MD: Tensor
+    weight_VD: Tensor
+    targets_M: Tensor
+
+
+Criterion = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, dict[str, Tensor]]]
+"""(hidden_MD, weight_VD, targets_M, label smoothing) -> sum of a loss over positions, and parts of it to report; see
+`chunked_cross_entropy`."""
 
 
 class Model(nn.Module, ABC):
@@ -79,7 +101,11 @@ class Model(nn.Module, ABC):
 
 
 class Recogniser(Model):
-    """A model that turns speech into tokens."""
+    """A model that turns speech into tokens.
+
+    Those that predict token after token have `predictions`, and their forward takes another `criterion` than
+    cross-entropy for them.
+    """
 
     blank: ClassVar[int] = 0
 
@@ -106,6 +132,14 @@ class Recogniser(Model):
     def too_long(self, feature_frames: int, num_tokens: int) -> str | None:
         """Why an utterance of that many feature frames and tokens is too long for the model; None if it is not."""
         return self.encoder.too_long(feature_frames)
+
+    def predictions(self, features_NTF: Tensor, feature_lengths_N: Tensor, batch: Targets) -> Predictions:
+        """What the model says of the texts of a batch, teacher-forced.
+
+        Raises:
+            UserError: it does not predict token after token
+        """
+        raise UserError("this model has no decoder that predicts token after token, only CTC")
 
     @abstractmethod
     def log_probs(self, features_NTF: Tensor, feature_lengths_N: Tensor) -> tuple[Tensor, Tensor]:

@@ -88,8 +88,8 @@ class LanguageModel(nn.Module):
         hidden_NMW = self.lm.model(input_ids=tokens_NM, use_cache=False).last_hidden_state
         counted_C = (next_NM >= 0).flatten().nonzero().squeeze(1)
         hidden_CW = hidden_NMW.flatten(0, 1).index_select(0, counted_C)
-        total, correct = chunked_cross_entropy(hidden_CW, self.lm.lm_head.weight, next_NM.flatten()[counted_C])
-        return Loss(total, torch.tensor(len(counted_C)), {"accuracy": correct})
+        total, parts = chunked_cross_entropy(hidden_CW, self.lm.lm_head.weight, next_NM.flatten()[counted_C])
+        return Loss(total, torch.tensor(len(counted_C)), parts)
 
     def save(self, folder: str | Path) -> None:
         """Writes `config.json`, `generation_config.json` and `model.safetensors` into an existing folder."""

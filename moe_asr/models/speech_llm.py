@@ -17,7 +17,7 @@ from torch.utils.checkpoint import noop_context_fn
 from moe_asr.errors import UserError
 from moe_asr.losses.cross_entropy import chunked_cross_entropy
 from moe_asr.models.encoders import EncoderConfig, build_encoder
-from moe_asr.models.interface import ContextFn, Loss, Recogniser, Targets
+from moe_asr.models.interface import ContextFn, Criterion, Loss, Predictions, Recogniser, Targets
 from moe_asr.models.projector import Projector, ProjectorConfig
 from moe_asr.models.time_conv import real_mask
 
@@ -108,7 +108,19 @@ class SpeechLLM(Recogniser):
         for part in (self.encoder, self.lm, *filter(None, [self.lm_head])):
             part.requires_grad_(False)
 
-    def forward(self, features_NTF: Tensor, feature_lengths_N: Tensor, batch: Targets) -> Loss:
+    def forward(
+        self,
+        features_NTF: Tensor,
+        feature_lengths_N: Tensor,
+        batch: Targets,
+        criterion: Criterion = chunked_cross_entropy,
+    ) -> Loss:
+        """The loss, with another criterion in the place of the cross-entropy if one is given."""
+        said = self.predictions(features_NTF, feature_lengths_N, batch)
+        total, parts = criterion(said.hidden_MD, said.weight_VD, said.targets_M, 0.0)
+        return Loss(total, torch.tensor(said.targets_M.numel(), device=total.device), parts)
+
+    def predictions(self, features_NTF: Tensor, feature_lengths_N: Tensor, batch: Targets) -> Predictions:
         speech_NLW, lengths_N = self.speech(features_NTF, feature_lengths_N)
         prompt_NP, (tokens_NU, token_lengths_N) = self.prompts(batch), (batch.tokens_NU, batch.token_lengths_N)
         inputs_NMW, _ = self.prefix(speech_NLW, lengths_N, torch.cat([prompt_NP, tokens_NU], 1))
@@ -120,9 +132,7 @@ class SpeechLLM(Recogniser):
         targets_NU = F.pad(tokens_NU, (0, 1)).scatter(1, token_lengths_N[:, None], self.end)
         inside_NU = real_mask(token_lengths_N + 1, U + 1)
         hidden_NUW = hidden_NMW.take_along_dim(places_NU.clamp(max=hidden_NMW.shape[1] - 1)[..., None], 1)
-        targets_M = targets_NU[inside_NU]
-        total, correct = chunked_cross_entropy(hidden_NUW[inside_NU], self.output_weight, targets_M)
-        return Loss(total, torch.tensor(targets_M.numel(), device=total.device), {"accuracy": correct})
+        return Predictions(hidden_NUW[inside_NU], self.output_weight, targets_NU[inside_NU])
 
     def speech(self, features_NTF: Tensor, feature_lengths_N: Tensor) -> tuple[Tensor, Tensor]:
         """What the language model sees of the speech, speech_NLW in its number format, and frame counts."""

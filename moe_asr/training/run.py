@@ -7,6 +7,7 @@ adaptation everything but the frozen recogniser.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from moe_asr.errors import UserError
 from moe_asr.experts import adapter_identity, base_identity
 from moe_asr.methods.adapt import adapt, load_adapted
 from moe_asr.methods.adaptation import AdaptationConfig, AdaptedRecogniser
+from moe_asr.methods.distillation import DistillationConfig, Distiller
 from moe_asr.methods.routing_monitor import RoutingMonitor
 from moe_asr.models.build import ModelConfig, build_model, complete_config
 from moe_asr.models.folder import FolderConfig, LoadedModel, load_model, open_frozen, save_model
@@ -54,6 +56,7 @@ class RunConfig:
         frozen: regular expressions found in the names of parameters that are not fine-tuned
         adaptation: experts to train on the frozen model
         init_adaptation: adaptation folder with whose experts and routers to go on
+        distillation: teachers of the experts; unset for the transcripts alone
         train_only: which part of an adaptation to train: experts, routers or all
         tokens: folder of the token set, for a recogniser trained from scratch
         features: input of a model trained from scratch
@@ -75,6 +78,7 @@ class RunConfig:
     frozen: tuple[str, ...] = ()
     adaptation: Optional[AdaptationConfig] = None
     init_adaptation: Optional[str] = None
+    distillation: Optional[DistillationConfig] = None
     train_only: Literal["all", "experts", "routers"] = "all"
     tokens: Optional[str] = None
     features: FeatureConfig = field(default_factory=FeatureConfig)
@@ -118,6 +122,8 @@ def _prepare(config: RunConfig, model: Model) -> tuple[nn.Module, list[str]]:
     if config.adaptation is None and config.init_adaptation is None:
         if config.train_only != "all":
             raise UserError("train_only is for experts; use frozen for parts of a model")
+        if config.distillation is not None:
+            raise UserError("distillation teaches experts: give adaptation (fresh ones) or init_adaptation")
         model.set_gradient_checkpointing(config.gradient_checkpointing)
         return model, _unfreeze(model, config.frozen)
     if not isinstance(model, Recogniser):
@@ -174,11 +180,15 @@ def _make_trainer(
         if languages := getattr(recogniser, "languages", {}):
             check_languages(loader.utterances, languages, "leave these utterances out")
 
+    computed: Callable[..., Loss] = model
+    if config.distillation is not None:
+        computed = Distiller(model, config.distillation, [*train_loader.utterances, *valid_loader.utterances])
+
     def forward(batch: Batch, generator: Optional[torch.Generator]) -> Loss:
         features_NTF, lengths_N = log_mel(batch.audio_NS, batch.audio_lengths_N, folder.features)
         if config.augment is not None and generator is not None:
             features_NTF = spec_augment(features_NTF, lengths_N, config.augment, generator)
-        return model(features_NTF, lengths_N, batch)
+        return computed(features_NTF, lengths_N, batch)
 
     def batches(epoch: int, start: int) -> BatchLoader:
         train_loader.seek(epoch, start)
@@ -193,7 +203,10 @@ def _make_trainer(
         config.exp_dir,
         trainable=trainable,
         valid_batches=lambda: valid_loader,
-        identity=_identity(config, model, folder, tokens),
+        identity={
+            **_identity(config, model, folder, tokens),
+            "teachers": computed.identity if isinstance(computed, Distiller) else None,
+        },
         seconds_of=lambda batch: float(batch.audio_lengths_N.sum()) / rate,
         monitors=[RoutingMonitor(model, Path(config.exp_dir) / "routing")] if adapted else [],
     )

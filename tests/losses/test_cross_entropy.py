@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from moe_asr.losses import cross_entropy
+from moe_asr.losses import chunks
 from moe_asr.losses.cross_entropy import chunked_cross_entropy
 
 M, D, V = 23, 6, 11
@@ -19,9 +19,9 @@ def inputs():
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("chunk", [1, 5 * V, 2**24])  # one position at a time, several with a rest, all
 def test_equals_torch_with_gradients(inputs, smoothing, chunk, monkeypatch):
-    monkeypatch.setattr(cross_entropy, "CHUNK", chunk)
+    monkeypatch.setattr(chunks, "CHUNK", chunk)
     hidden, weight, targets = inputs
-    total, correct = chunked_cross_entropy(hidden.float(), weight.float(), targets, smoothing)
+    total, parts = chunked_cross_entropy(hidden.float(), weight.float(), targets, smoothing)
     (3 * total).backward()
     found = hidden.grad, weight.grad
     hidden.grad = weight.grad = None
@@ -30,7 +30,7 @@ def test_equals_torch_with_gradients(inputs, smoothing, chunk, monkeypatch):
     (3 * expected).backward()
     torch.testing.assert_close(total.double(), expected, rtol=1e-5, atol=0)
     torch.testing.assert_close(found, (hidden.grad, weight.grad), rtol=1e-4, atol=1e-5)
-    assert int(correct) == int((logits.argmax(1) == targets).sum())
+    assert int(parts["accuracy"]) == int((logits.argmax(1) == targets).sum())
 
 
 def test_a_frozen_embedding_gets_no_gradient(inputs):
@@ -49,7 +49,7 @@ def test_holds_no_gradients_where_none_are_wanted(inputs):
 
 def test_at_most_one_chunk_of_logits_is_ever_held(inputs, monkeypatch):
     """No tensor as large as all logits is saved for the backward pass."""
-    monkeypatch.setattr(cross_entropy, "CHUNK", 2 * V)
+    monkeypatch.setattr(chunks, "CHUNK", 2 * V)
     hidden, weight, targets = inputs
     total, _ = chunked_cross_entropy(hidden.float(), weight.float(), targets)
     saved = [t.numel() for t in total.grad_fn.saved_tensors]

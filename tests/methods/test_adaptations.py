@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from moe_asr.data.manifests import Utterance, write_manifest
-from moe_asr.decoding.adaptations import find_adaptations
 from moe_asr.errors import UserError
+from moe_asr.methods.adaptations import find_adaptations
 
 UTTERANCES = [
     Utterance(f"u{n}", f"{n}.wav", 16000, 16000, "text", speaker=speaker, accent=accent)

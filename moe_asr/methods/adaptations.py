@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from moe_asr.data.manifests import read_manifest
+from moe_asr.data.manifests import Utterance, read_manifest
 from moe_asr.errors import UserError
 from moe_asr.files import check_folder_name, folder_bytes
 from moe_asr.methods.adapt import load_adapted, load_stacked
@@ -15,6 +16,7 @@ from moe_asr.methods.adaptation import AdaptedRecogniser
 from moe_asr.models.interface import Recogniser
 
 KEYS = ("speaker", "accent", "language")
+_PLACE = re.compile(r"{([^{}]*)}")
 
 
 @dataclass(frozen=True)
@@ -49,24 +51,37 @@ def find_adaptations(pattern: str, manifest: str | Path) -> AdaptationFolders:
     """The adaptation folder of each speaker (accent, language) that occurs in a manifest.
 
     Raises:
+        UserError: see `adaptations_for`
+    """
+    if not _PLACE.search(pattern):
+        return AdaptationFolders(None, {"": Path(pattern)})
+    return adaptations_for(pattern, read_manifest(manifest), manifest, "adaptation")
+
+
+def adaptations_for(pattern: str, utterances: Iterable[Utterance], source: str | Path, what: str) -> AdaptationFolders:
+    """The adaptation folder of each speaker (accent, language) of some utterances.
+
+    Args:
+        source: where the utterances are from, for messages
+        what: what the pattern is, for messages
+
+    Raises:
         UserError: another placeholder, more than one, an utterance without that label or with one that is no
             folder's name, or a folder is missing
     """
-    names = sorted(set(re.findall(r"{([^{}]*)}", pattern)))
-    if not names:
-        return AdaptationFolders(None, {"": Path(pattern)})
-    if len(names) > 1 or names[0] not in KEYS:
+    names = sorted(set(_PLACE.findall(pattern)))
+    if len(names) != 1 or names[0] not in KEYS:
         known = ", ".join(f"{{{key}}}" for key in KEYS)
-        raise UserError(f"adaptation {pattern}: use one of the placeholders {known}")
+        raise UserError(f"{what} {pattern}: use one of the placeholders {known}")
     key = names[0]
     folders = {}
-    for utterance in read_manifest(manifest):
+    for utterance in utterances:
         value = getattr(utterance, key)
         if not value:
-            raise UserError(f"adaptation {pattern}: utterance {utterance.id} has no {key}; add it to its table")
-        check_folder_name(value, manifest)
+            raise UserError(f"{what} {pattern}: utterance {utterance.id} has no {key}; add it to its table")
+        check_folder_name(value, source)
         folders.setdefault(value, Path(pattern.replace(f"{{{key}}}", value)))
     for value, folder in sorted(folders.items()):
         if not (folder / "adaptation.yaml").is_file():
-            raise UserError(f"no adaptation for {key} {value} in {folder}: train it first, or leave its utterances out")
+            raise UserError(f"no {what} for {key} {value} in {folder}: train it first, or leave its utterances out")
     return AdaptationFolders(key, dict(sorted(folders.items())))
