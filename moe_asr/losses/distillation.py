@@ -12,6 +12,7 @@ from torch import Tensor
 
 from moe_asr.losses.chunks import chunked_loss, lowered
 from moe_asr.losses.cross_entropy import cross_entropy_gradient_, cross_entropy_term
+from moe_asr.losses.top_tokens import TopTokens, log_rest
 
 Divergence = Literal["kl", "js"]
 
@@ -22,7 +23,7 @@ def distillation_loss(
     targets_M: Tensor,
     smoothing: float = 0.0,
     *,
-    teacher_MD: Tensor,
+    teacher: Tensor | TopTokens,
     weight: float = 0.5,
     temperature: float = 1.0,
     divergence: Divergence = "kl",
@@ -35,25 +36,37 @@ def distillation_loss(
     `D = KL(p_t || m) / 2 + KL(p_s || m) / 2` for `m = (p_t + p_s) / 2` (as in DistilWhisper). Only the student has a
     gradient. Where both have the same states KL is 0 exactly, since their logits are computed alike, and
     Jensen-Shannon is 0 up to rounding. Parts: `ce`, `kl` or `js` (both before lambda and T^2), `accuracy` (positions
-    that the student has right). For memory see `chunked_loss`; a few tensors of a chunk's size are held.
+    that the student has right).
+
+    Beside a teacher's K best tokens, all others are one event: with `r = 1 - sum_{k in K} p_k` of each of the two,
+
+        KL = sum_{k in K} p_t,k log(p_t,k / p_s,k) + r_t log(r_t / r_s)
+
+    and Jensen-Shannon likewise; never above that over all tokens, and how the student divides r_s is left to the
+    transcript. For memory see `chunked_loss`; a few tensors of a chunk's size are held.
 
     Args:
         hidden_MD: the student's states
         smoothing: of the cross-entropy
-        teacher_MD: the teacher's states at the same positions
+        teacher: its states at the same positions (M, D), or its best tokens there, at the same T
         weight: lambda
         temperature: T
     """
-    teacher_MD = lowered(teacher_MD.detach())
-    W_VD = weight_VD.detach().to(teacher_MD.dtype)
+    if isinstance(teacher, Tensor):
+        teacher = lowered(teacher.detach())
+    W_VD = weight_VD.detach().to(hidden_MD.dtype if isinstance(teacher, TopTokens) else teacher.dtype)
     T = temperature
+    diverge = _kl if divergence == "kl" else _js
 
     def terms(logits_CV: Tensor, rows: slice, with_grad: bool) -> tuple[list[Tensor], Tensor | None]:
         y_C1 = targets_M[rows, None]
         correct = (logits_CV.argmax(1, keepdim=True) == y_C1).sum()
-        log_t_CV = (teacher_MD[rows] @ W_VD.t()).float().div_(T).log_softmax(1)
         log_s_CV = (logits_CV / T).log_softmax(1)
-        apart, d_CV = (_kl if divergence == "kl" else _js)(log_t_CV, log_s_CV, with_grad)
+        if isinstance(teacher, TopTokens):
+            apart, d_CV = _over_top(diverge, teacher[rows], log_s_CV, with_grad)
+        else:
+            log_t_CV = (teacher[rows] @ W_VD.t()).float().div_(T).log_softmax(1)
+            apart, d_CV = diverge(log_t_CV, log_s_CV, with_grad)
         log_p_CV = logits_CV.sub_(logits_CV.logsumexp(1, keepdim=True))
         ce = cross_entropy_term(log_p_CV, y_C1, smoothing)
         total = (1 - weight) * ce + weight * T**2 * apart
@@ -63,6 +76,18 @@ def distillation_loss(
 
     total, ce, apart, correct = chunked_loss(hidden_MD, weight_VD, terms)
     return total, {"ce": ce, divergence: apart, "accuracy": correct}
+
+
+def _over_top(diverge, top: TopTokens, log_s_CV: Tensor, with_grad: bool) -> tuple[Tensor, Tensor | None]:
+    """Divergence and gradient where all tokens but the teacher's best are one event, the last."""
+    rest_C1 = log_rest(log_s_CV, top.ids_MK)[:, None]
+    log_s_CE = torch.cat([log_s_CV.gather(1, top.ids_MK), rest_C1], 1)
+    apart, d_CE = diverge(torch.cat([top.log_p_MK, top.log_rest_M[:, None]], 1), log_s_CE, with_grad)
+    if not with_grad:
+        return apart, None
+    # what holds for the event is shared among its tokens by their probabilities in it
+    d_CV = log_s_CV.sub_(rest_C1).exp_().mul_(d_CE[:, -1:])
+    return apart, d_CV.scatter_(1, top.ids_MK, d_CE[:, :-1])
 
 
 def _kl(log_t_CV: Tensor, log_s_CV: Tensor, with_grad: bool) -> tuple[Tensor, Tensor | None]:

@@ -90,6 +90,8 @@ def _with_name(value: Any, name: str) -> Any:
     if dataclasses.is_dataclass(value):
         fields = dataclasses.fields(value)
         return dataclasses.replace(value, **{f.name: _with_name(getattr(value, f.name), name) for f in fields})
+    if isinstance(value, dict):
+        return {key: _with_name(item, name) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value)(_with_name(item, name) for item in value)
     return value

@@ -36,6 +36,7 @@ from moe_asr.models.lengths import check_lengths
 from moe_asr.models.precision import Precision, lower_weights
 from moe_asr.provenance import record
 from moe_asr.training.config import TrainConfig
+from moe_asr.training.distil import make_distiller
 from moe_asr.training.loop import Trainer
 from moe_asr.training.restart import check_one_process, run_folder, run_identity, start_trainer
 from moe_asr.training.run_state import Progress
@@ -182,7 +183,7 @@ def _make_trainer(
 
     computed: Callable[..., Loss] = model
     if config.distillation is not None:
-        computed = Distiller(model, config.distillation, [*train_loader.utterances, *valid_loader.utterances])
+        computed = make_distiller(config, model, folder, train_loader, valid_loader)
 
     def forward(batch: Batch, generator: Optional[torch.Generator]) -> Loss:
         features_NTF, lengths_N = log_mel(batch.audio_NS, batch.audio_lengths_N, folder.features)

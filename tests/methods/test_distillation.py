@@ -110,7 +110,10 @@ def test_teachers_share_the_weights_of_the_base(teachers, nf4):
 def test_a_student_with_routers_that_remember_the_encoder(teachers, tmp_path):
     """The copy of the base has no hooks of the student's routers."""
     router = RouterSpec(route="local", select="all", granularity="utterance", source="memory")
-    pattern, student = teachers("conformer_aed"), student_of("conformer_aed", 3, targets=(".*q_proj",), num_experts=2, router=router)
+    pattern, student = (
+        teachers("conformer_aed"),
+        student_of("conformer_aed", 3, targets=(r"decoder.*q_proj",), num_experts=2, router=router),
+    )
     distiller = Distiller(student, DistillationConfig(pattern), UTTERANCES)
     assert len(student.recogniser.encoder._forward_hooks) == 1
     assert len(distiller.teacher.recogniser.encoder._forward_hooks) == 0
