@@ -3,7 +3,7 @@
 Every command has one frozen dataclass as its configuration. Values come from, in falling precedence, the command line
 (`--optim.lr 1e-4`), the file given with `--config`, and the defaults in the dataclass. Unknown keys and wrong types are
 errors. The resolved configuration is saved with what it produced, so nothing is ever repeated by hand. A field of
-strings with `metadata={"positional": True}` takes what stands on the command line without an option.
+type str or list[str] with `metadata={"positional": True}` takes what stands on the command line without an option.
 """
 
 from __future__ import annotations
@@ -174,8 +174,10 @@ def _parser(config_type: type, prog: Optional[str]) -> jsonargparse.ArgumentPars
     parser = jsonargparse.ArgumentParser(prog=prog, description=_summary(config_type), exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the values below")
     free = [f for f in dataclasses.fields(config_type) if f.metadata.get("positional")]
+    hints = typing.get_type_hints(config_type)
     for name in (f.name for f in free):  # first, for a missing one is then named
-        parser.add_argument(name, nargs="*", type=str, default=argparse.SUPPRESS, help=_help(config_type, name))
+        many = {} if hints[name] is str else {"nargs": "*", "default": argparse.SUPPRESS}
+        parser.add_argument(name, type=str, help=_help(config_type, name), **many)
     parser.add_class_arguments(config_type, None, skip={f.name for f in free})
     return parser
 

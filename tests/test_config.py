@@ -156,3 +156,25 @@ def test_words_without_an_option(tmp_path, capsys):
     with pytest.raises(SystemExit):
         parse_config(Reader, ["--help"])
     assert "what is read and no more" in " ".join(capsys.readouterr().out.split())
+
+
+@dataclass(frozen=True)
+class Opener:
+    """Opens one.
+
+    Args:
+        path: what is opened
+        loud: noise
+    """
+
+    path: str = field(metadata={"positional": True})
+    loud: bool = False
+
+
+def test_one_word_without_an_option(tmp_path):
+    assert parse_config(Opener, ["--loud", "true", "a"]) == Opener("a", True)
+    save_config(Opener("b"), tmp_path / "c.yaml")
+    assert load_config(Opener, tmp_path / "c.yaml") == Opener("b")
+    for argv, message in (([], "required: path"), (["a", "b"], "b")):
+        with pytest.raises(UserError, match=message):
+            parse_config(Opener, argv)
