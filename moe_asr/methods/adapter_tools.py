@@ -49,7 +49,7 @@ def show(config: ShowConfig) -> None:
     for spec in specs:
         router = spec.router
         selection = f"{router.select} {router.top_k}" if router.select == "topk" else router.select
-        print(f"layers of stream {spec.stream}: {' '.join(spec.targets)}; router {router.route}, {selection}")
+        print(f"router on the stream {spec.stream}: {router.route}, {selection}")
     print(f"{info['parameters']:,} parameters, {folder_bytes(folder):,} bytes")
     for layer, shape in _shapes(folder):
         print(f"  {layer}: {shape}")

@@ -150,7 +150,7 @@ def test_show_says_what_it_is(folder, capsys):
     for part in (
         "2 experts of rank 2, scale 1.5, product mixing", "domains: en, zh (language), told by label",
         "encoder.layers.*.self_attn.q_proj: 2", "decoder.layers.*.fc2: 2", "base is its base", "git abc", "torch 2",
-        "router given, all",
+        "router on the stream default: given, all",
     ):  # fmt: skip
         assert part in out, out
     other = folder / "other"
@@ -191,3 +191,8 @@ def test_mistakes_are_one_line(folder, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run_commands(COMMANDS, ["exprot"])
     assert "there is no subcommand 'exprot'; did you mean 'export'?" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run_commands(COMMANDS, ["show"])
+    assert "required: adaptation" in capsys.readouterr().err
+    run_commands(COMMANDS, ["show", both, "--model", base])
+    assert "base is its base" in capsys.readouterr().out
