@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from moe_asr.data.audio import load_audio
 from moe_asr.data.manifests import Utterance, read_manifests
-from moe_asr.data.plan import BatchPlan
+from moe_asr.data.plan import BatchPlan, Share
 from moe_asr.data.splits import group_by
 from moe_asr.data.tokens import Tokens
+from moe_asr.data.workers import load_in_order
 from moe_asr.errors import UserError
 
 
@@ -66,6 +67,19 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class Trouble:
+    """Something that went wrong while a batch was loaded, and that the run survived.
+
+    Args:
+        reason: what, in one line
+        left_out: ids of the utterances that are missing from the batch for it
+    """
+
+    reason: str
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Batch:
     """Some utterances, padded with zeros to the longest.
 
@@ -75,6 +89,7 @@ class Batch:
         tokens_NU: Token ids of the texts, padded with 0.
         token_lengths_N: Tokens of each text.
         domains_N: Index of each utterance's domain, -1 where it is unknown.
+        troubles: What went wrong while it was loaded.
     """
 
     ids: list[str]
@@ -87,6 +102,7 @@ class Batch:
     tokens_NU: Tensor
     token_lengths_N: Tensor
     domains_N: Tensor
+    troubles: tuple[Trouble, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -95,6 +111,14 @@ class Batch:
         """The same with its tensors on `device`."""
         tensors = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return dataclasses.replace(self, **tensors)
+
+    def part(self, chosen: slice) -> Batch:
+        """Some of the utterances, with no more padding than they need."""
+        tensors = {k: v[chosen] for k, v in vars(self).items() if isinstance(v, Tensor)}
+        for padded, lengths in (("audio_NS", "audio_lengths_N"), ("tokens_NU", "token_lengths_N")):
+            tensors[padded] = tensors[padded][:, : int(tensors[lengths].max())]
+        lists = {k: v[chosen] for k, v in vars(self).items() if isinstance(v, list)}
+        return dataclasses.replace(self, **tensors, **lists, troubles=())
 
     def pin_memory(self) -> Batch:
         """The same with its tensors in pinned memory; torch's DataLoader calls this."""
@@ -109,15 +133,24 @@ def make_batch(
     domain_key: str = "accent",
     sample_rate: int = 16000,
     speeds: Sequence[float] | None = None,
+    unreadable: Literal["error", "leave_out"] = "error",
 ) -> Batch:
     """Loads the audio of some utterances, and encodes their texts.
 
     Raises:
-        UserError: some audio cannot be read.
+        UserError: some audio cannot be read, and is not to be left out.
     """
-    speeds = speeds if speeds is not None else [1.0] * len(utterances)
-    audio = [load_audio(u, sample_rate, s) for u, s in zip(utterances, speeds)]
-    return collate(utterances, audio, tokens, domains, domain_key)
+    found, audio, troubles = [], [], []
+    for utterance, speed in zip(utterances, speeds if speeds is not None else [1.0] * len(utterances)):
+        try:
+            audio.append(load_audio(utterance, sample_rate, speed))
+            found.append(utterance)
+        except UserError as error:
+            if unreadable == "error":
+                raise
+            troubles.append(Trouble(str(error), (utterance.id,)))
+    batch = collate(found, audio, tokens, domains, domain_key)
+    return dataclasses.replace(batch, troubles=tuple(troubles)) if troubles else batch
 
 
 def collate(
@@ -136,12 +169,16 @@ def collate(
         speakers=[u.speaker for u in utterances],
         accents=[u.accent for u in utterances],
         languages=[u.language for u in utterances],
-        audio_NS=pad_sequence([torch.from_numpy(samples) for samples in audio], batch_first=True),
-        audio_lengths_N=torch.tensor([len(a) for a in audio]),
-        tokens_NU=pad_sequence(ids, batch_first=True),
-        token_lengths_N=torch.tensor([len(i) for i in ids]),
-        domains_N=torch.tensor([number.get(getattr(u, domain_key), -1) for u in utterances]),
+        audio_NS=_padded([torch.from_numpy(samples) for samples in audio]),
+        audio_lengths_N=torch.tensor([len(a) for a in audio], dtype=torch.int64),
+        tokens_NU=_padded(ids),
+        token_lengths_N=torch.tensor([len(i) for i in ids], dtype=torch.int64),
+        domains_N=torch.tensor([number.get(getattr(u, domain_key), -1) for u in utterances], dtype=torch.int64),
     )
+
+
+def _padded(sequences: list[Tensor]) -> Tensor:
+    return pad_sequence(sequences, batch_first=True) if sequences else torch.zeros(0, 0)
 
 
 class BatchLoader:
@@ -158,6 +195,9 @@ class BatchLoader:
         epoch: Counts from 0.
         start_batch: Index of the first batch, so that training goes on after it has consumed that many.
         sample_rate: In Hz; that of the features.
+        unreadable: What to do about an utterance whose audio cannot be read: `error`, or `leave_out`, which tells of it
+            in the batch's troubles; a batch may then be empty.
+        share: Which batches to load, where several processes have parts of them; None is given for the others.
 
     Raises:
         UserError: a manifest is missing or empty, ids occur twice, or a domain, the speaker, the accent or the language
@@ -172,9 +212,11 @@ class BatchLoader:
         epoch: int = 0,
         start_batch: int = 0,
         sample_rate: int = 16000,
+        unreadable: Literal["error", "leave_out"] = "error",
+        share: Share = Share(),
     ):
         self.config, self.tokens, self.domains = config, tokens, list(domains)
-        self.sample_rate = sample_rate
+        self.sample_rate, self.unreadable, self.share = sample_rate, unreadable, share
         self.utterances = _chosen(config)
         _check_domains(self.utterances, config, self.domains)
         self.plan = BatchPlan(
@@ -197,18 +239,22 @@ class BatchLoader:
         """Batches from the position to the end of the epoch."""
         return max(0, len(self._batches) - self.start_batch)
 
-    def __iter__(self) -> Iterator[Batch]:
-        loader = DataLoader(
-            _Batches(self, self._batches[self.start_batch :], self._speeds),
-            batch_size=None,
-            num_workers=self.config.num_workers,
-            worker_init_fn=_ignore_stop_signals,
-            pin_memory=torch.cuda.is_available(),
-        )
-        for batch in loader:
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
+    def __iter__(self) -> Iterator[Batch | None]:
+        numbers = range(self.start_batch, len(self._batches))
+        own = [self._batches[number] for number in numbers if self.share.has(number)]
+        troubles: list[Trouble] = []
+        died = lambda reason: troubles.append(Trouble(reason))  # noqa: E731
+        items = _Batches(self, own, self._speeds)
+        with closing(load_in_order(items, self.config.num_workers, died)) as batches:
+            for number in numbers:
+                if not self.share.has(number):
+                    yield None
+                    continue
+                batch = next(batches)
+                if isinstance(batch, UserError):
+                    raise batch
+                yield dataclasses.replace(batch, troubles=(*batch.troubles, *troubles)) if troubles else batch
+                troubles.clear()
 
 
 def _chosen(config: DataConfig) -> list[Utterance]:
@@ -230,19 +276,13 @@ def _chosen(config: DataConfig) -> list[Utterance]:
     return [utterance for utterance in utterances if utterance.id in kept]
 
 
-def _ignore_stop_signals(worker: int) -> None:
-    # A signal to the whole process group is for the training process, which still saves; it ends its workers itself.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-
-
 class _Batches(Dataset):
     """The batches of one epoch, numbered."""
 
     def __init__(self, loader: BatchLoader, batches: list[list[int]], speeds: Sequence[float]):
         self._config, self._tokens, self._domains = loader.config, loader.tokens, loader.domains
         self._utterances, self._batches, self._speeds = loader.utterances, batches, speeds
-        self._sample_rate = loader.sample_rate
+        self._sample_rate, self._unreadable = loader.sample_rate, loader.unreadable
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -257,6 +297,7 @@ class _Batches(Dataset):
                 self._config.domain_key,
                 self._sample_rate,
                 [float(self._speeds[i]) for i in chosen],
+                self._unreadable,
             )
         except UserError as error:  # returned, for torch would raise it again with the worker's traceback as its text
             return error

@@ -6,12 +6,33 @@ So a position in training is two numbers, the epoch and the index of the next ba
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from moe_asr.errors import UserError
 
 _ORDER, _SPEED = 0, 1  # independent random streams of one epoch
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which batches of a plan are one process's, where several process a group of batches in a row together: the first
+    of each group is that of process 0, the second that of process 1, and so on around.
+
+    Args:
+        process: Its number.
+        processes: How many there are.
+        group: Batches of a group.
+    """
+
+    process: int = 0
+    processes: int = 1
+    group: int = 1
+
+    def has(self, number: int) -> bool:
+        """Whether batch `number` of an epoch is this process's."""
+        return number % self.group % self.processes == self.process
 
 
 class BatchPlan:

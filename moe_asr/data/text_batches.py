@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from moe_asr.data.lines import read_lines
-from moe_asr.data.plan import BatchPlan
+from moe_asr.data.plan import BatchPlan, Share
 from moe_asr.data.unit_noise import NoiseConfig, UnitNoise
 from moe_asr.data.unit_tokens import BLANK, END, encode_prompt, encode_texts, is_unit
 from moe_asr.errors import UserError
@@ -119,6 +119,10 @@ class TextBatch:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def part(self, chosen: slice) -> TextBatch:
+        """Some of the sequences."""
+        return TextBatch(self.ids[chosen], self.tokens_NM[chosen], self.next_NM[chosen])
+
     def to(self, device: torch.device | str) -> TextBatch:
         """The same with its tensors on `device`."""
         return dataclasses.replace(self, tokens_NM=self.tokens_NM.to(device), next_NM=self.next_NM.to(device))
@@ -136,15 +140,22 @@ class TextLoader:
         tokenizer: See `unit_tokens`; units that it does not know become unknown.
         prompt: Has `<speech>` in the place of the source.
         max_positions: Longest sequence that the model takes.
+        share: Which batches to make, where several processes have parts of them; None is given for the others.
 
     Raises:
         UserError: the prompt is none, or a sequence may become too long for the model or for a batch.
     """
 
     def __init__(
-        self, config: TextDataConfig, pairs: Sequence[Pair], tokenizer: Tokenizer, prompt: str, max_positions: int
+        self,
+        config: TextDataConfig,
+        pairs: Sequence[Pair],
+        tokenizer: Tokenizer,
+        prompt: str,
+        max_positions: int,
+        share: Share = Share(),
     ):
-        self.config, self._pairs = config, pairs
+        self.config, self._pairs, self.share = config, pairs, share
         self._before, self._after = encode_prompt(tokenizer, prompt)
         self._end = tokenizer.token_to_id(END)
         ids = tokenizer.get_vocab()
@@ -207,9 +218,10 @@ class TextLoader:
         """Batches from the position to the end of the epoch."""
         return max(0, len(self._batches) - self.start_batch)
 
-    def __iter__(self) -> Iterator[TextBatch]:
-        for batch in self._batches[self.start_batch :]:
-            yield self._make([self._groups[i] for i in batch])
+    def __iter__(self) -> Iterator[TextBatch | None]:
+        for number in range(self.start_batch, len(self._batches)):
+            own = self.share.has(number)
+            yield self._make([self._groups[i] for i in self._batches[number]]) if own else None
 
     def _make(self, groups: list[list[int]]) -> TextBatch:
         sequences, starts = zip(*map(self._sequence, groups))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Optional
 
 from moe_asr.experts import RoutingStatistics
+from moe_asr.files import atomic_write
 from moe_asr.methods.adaptation import AdaptedRecogniser
 
 ROUTING = "routing.jsonl"
@@ -28,7 +29,7 @@ class RoutingLog:
             *lines, _cut_off = self._path.read_bytes().split(b"\n")
             for line in map(json.loads, lines):
                 self._states[line["batch"]] = line["sums"]
-            with open(self._path, "wb") as file:
+            with atomic_write(self._path, "wb") as file:  # without the line that a kill has cut off
                 file.writelines(line + b"\n" for line in lines)
 
     def write(self, batch: str) -> None:

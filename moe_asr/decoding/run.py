@@ -37,6 +37,7 @@ from moe_asr.models.lengths import check_lengths
 from moe_asr.models.precision import Precision
 from moe_asr.provenance import record
 from moe_asr.quant import num_parameters
+from moe_asr.signals import StopSignals
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ def decode(config: DecodeConfig) -> None:
     """Runs the whole of it.
 
     Raises:
+        KeyboardInterrupt, SystemExit: a signal came, see `signals`; the batch was finished and saved.
         UserError: see `load_recogniser`, `find_adaptations`, `BatchLoader`, `check_lengths`, `check_labels`, `Search`
             and `HypothesisStream`; fallback or global_route is not for these experts
     """
@@ -119,7 +121,8 @@ def decode(config: DecodeConfig) -> None:
     find_texts = BatchDecoder(loaded, adapted, config.search, device, options, config.precision, config.language)
     settings = _settings(config, loaded, adapted)
     started = time.perf_counter()
-    with _open_stream(config, settings, [u.id for u in loader.utterances]) as stream:
+    signals = StopSignals()
+    with _open_stream(config, settings, [u.id for u in loader.utterances]) as stream, signals:
         if stream.complete:
             print(f"{config.out_dir}: decoded already, nothing to do")
             return
@@ -137,6 +140,13 @@ def decode(config: DecodeConfig) -> None:
                     ]
                     stream.write(lines)
                 bar.advance(task, len(batch))
+                if signals.received:
+                    break
+        if signals.received and (left := len(stream.missing(list(utterances)))):
+            print(
+                f"stopped by {signals.received.name}, {left:,} of {len(utterances):,} utterances are left", flush=True
+            )
+            signals.leave()
         facts = {"seconds": time.perf_counter() - started, "seconds_per_utterance": find_texts.speed.per_utterance}
         facts |= {sign: stream.count(sign) for sign in ("truncated", "looping")}
         routing = log.summary()

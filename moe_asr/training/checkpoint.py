@@ -134,9 +134,15 @@ def choose_milestones(root: Path, which: Literal["last", "lowest", "highest"], c
 
 
 def prune_checkpoints(root: Path, newest: int, keep: Sequence[Path]) -> list[Path]:
-    """Removes all checkpoints but the `newest` intact-looking ones and those in `keep`. Returns what it removed."""
+    """Removes all checkpoints but the `newest` intact-looking ones and those in `keep`. Returns what it removed.
+
+    Folders without a state go as well: they are what removals that were cut short have left.
+    """
     readable = [folder for folder in find_checkpoints(root) if _state_or_none(folder)]
     removed = [folder for folder in readable[: max(0, len(readable) - newest)] if folder not in keep]
+    for folder in find_checkpoints(root):
+        if not (folder / STATE).exists():
+            shutil.rmtree(folder)
     for folder in removed:
         # The state goes first: a removal cut short leaves a folder that is seen to be incomplete.
         (folder / STATE).unlink()

@@ -17,7 +17,8 @@ class TrainConfig:
         max_epochs: Passes over the data after which the run ends.
         max_steps: Updates after which it ends, if that comes first.
         optim: Optimiser, parameter groups, learning rate, clipping.
-        accumulate: Batches per update; their losses count as those of one large batch.
+        accumulate: Batches per update, of all processes together; their losses count as those of one large batch. How
+            many processes share them changes nothing but the time.
         precision: fp32; or bf16 for forward and backward, with trained weights and updates in fp32.
         seed: Of dropout and augmentation.
         log_every: Updates per line of metrics.

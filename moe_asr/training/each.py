@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import io
+import os
 import time
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -48,6 +49,8 @@ def train_each(config: EachConfig) -> None:
     Raises:
         UserError: the options or names cannot be used, or some runs failed; it names them with their reasons
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("train_each runs in one process; share the names out among jobs, with job and num_jobs")
     everyone = _names(config)
     names = everyone[config.job - 1 :: config.num_jobs]
     if not names:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from moe_asr.config import save_config
+from moe_asr.data.plan import Share
 from moe_asr.data.text_batches import TextBatch, TextDataConfig, TextLoader, read_pairs
 from moe_asr.data.unit_tokens import END, build_tokenizer, save_tokenizer
 from moe_asr.device import pick_device
@@ -21,9 +22,10 @@ from moe_asr.files import atomic_folder
 from moe_asr.models.interface import Loss
 from moe_asr.models.language_model import LanguageModel, LanguageModelConfig
 from moe_asr.training.config import TrainConfig
+from moe_asr.training.distributed import processes, rank, world_size
 from moe_asr.training.loop import Trainer
 from moe_asr.training.optimizer import trainable_parameters
-from moe_asr.training.restart import check_one_process, run_folder, run_identity, start_trainer
+from moe_asr.training.restart import run_folder, run_identity, start_trainer
 from moe_asr.training.run_state import Progress
 from moe_asr.training.update import LossSums
 
@@ -65,24 +67,32 @@ def train_language_model(config: LanguageModelRunConfig) -> Progress:
     Raises:
         UserError: the configuration does not fit the data, see `TextLoader`, or see `Trainer`
     """
-    check_one_process()
+    with processes():
+        return _train(config)
+
+
+def _train(config: LanguageModelRunConfig) -> Progress:
     device = pick_device(config.device)
     pairs, valid_pairs = read_pairs(config.data.files), read_pairs(config.valid.files)
     units = {unit for pair in pairs for unit in pair.source}
     tokenizer = build_tokenizer((pair.target for pair in pairs), units, config.prompt, config.vocab_size)
     most = config.model.max_positions
-    loader = TextLoader(config.data, pairs, tokenizer, config.prompt, most)
-    valid_loader = TextLoader(config.valid, valid_pairs, tokenizer, config.prompt, most)
+    share = Share(rank(), world_size(), config.train.accumulate)
+    loader = TextLoader(config.data, pairs, tokenizer, config.prompt, most, share)
+    share = Share(rank(), world_size(), world_size())
+    valid_loader = TextLoader(config.valid, valid_pairs, tokenizer, config.prompt, most, share)
     torch.manual_seed(config.train.seed)
     model = LanguageModel(config.model, tokenizer.get_vocab_size(), tokenizer.token_to_id(END))
     model.to(device).train()
     with run_folder(config) as exp_dir:
         trainer = _make_trainer(config, model, tokenizer, loader, valid_loader)
-        save_config(config, exp_dir / "config.yaml")
+        if rank() == 0:
+            save_config(config, exp_dir / "config.yaml")
         trainer.train()
-        with atomic_folder(exp_dir / "final") as folder:
-            model.save(folder)
-            save_tokenizer(tokenizer, folder)
+        if rank() == 0:
+            with atomic_folder(exp_dir / "final") as folder:
+                model.save(folder)
+                save_tokenizer(tokenizer, folder)
     return trainer.progress
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,13 +15,14 @@ from typing import Any
 from torch import nn
 
 from moe_asr.errors import UserError
+from moe_asr.signals import StopSignals
 from moe_asr.training.config import TrainConfig
-from moe_asr.training.distributed import rank
+from moe_asr.training.distributed import OthersEnded, gather, rank, world_size
+from moe_asr.training.mishaps import loading_troubles, trouble_line, why_not_made
 from moe_asr.training.optimizer import build_optimizer, check_trainable, describe_parameters, shorten, turns
 from moe_asr.training.reports import Reports
 from moe_asr.training.run_state import RunState
 from moe_asr.training.schedule import learning_rate_factor
-from moe_asr.training.signals import StopSignals
 from moe_asr.training.update import Forward, LossSums, Update, Updater
 
 
@@ -33,7 +37,9 @@ class Trainer:
         forward: `forward(batch, generator) -> loss` with `total`, `count` and `parts`, sums over the batch. `generator`
             is a CPU generator to draw augmentation from; it is None in validation, where nothing is random
         train_batches: `train_batches(epoch, start)` gives the batches of an epoch from number `start` on; each has
-            `ids` and `to(device)`
+            `ids` and `to(device)`, and may have `part` and `troubles` (see `data.batches`). With several processes
+            those of others are None, see `data.plan.Share`: of each update's batches and of all validation batches
+            the first is process 0's, the next process 1's, and so on around
         run_dir: gets checkpoints/, metrics.jsonl, skipped.jsonl, train.log and tensorboard/
         trainable: names of the parameters declared to train
         valid_batches: gives the validation set
@@ -64,6 +70,11 @@ class Trainer:
         further: Callable[[LossSums], dict[str, float]] = lambda sums: {},
     ) -> None:
         check_trainable(model, trainable)
+        if config.accumulate < world_size():
+            raise UserError(
+                f"{world_size()} processes share the batches of an update, but train.accumulate is {config.accumulate}:"
+                f" set it to {world_size()} or a multiple (and max_duration to what one process is to have at once)"
+            )
         if valid_batches is None and (config.average == "best" or config.early_stopping):
             raise UserError("average: best and early_stopping need a validation set; give one, or use average: last")
         self.model, self.config, self.monitors, self._further = model, config, monitors, further
@@ -80,6 +91,7 @@ class Trainer:
         for line in lines:
             self.reports.say(line)
         self._signals = StopSignals()
+        self._stop: signal.Signals | None = None  # what all processes agree to have received
         self._epoch_length: int | None = None
         self._clock, self._heard = time.perf_counter(), 0.0
 
@@ -93,16 +105,17 @@ class Trainer:
         try:
             with self._signals:
                 self._run()
-                if self._signals.received:
+                if self._stop:
                     self.state.save()
-                    self.reports.say(
-                        f"stopped by {self._signals.received.name} and saved; the same command goes on from here"
-                    )
-                    self._signals.leave()
+                    self.reports.say(f"stopped by {self._stop.name} and saved; the same command goes on from here")
+                    self._signals.leave(self._stop)
             folders = self.state.average()
             final = ("mean of " if len(folders) > 1 else "") + ", ".join(folder.name for folder in folders)
             self.reports.say(f"done after {self.progress.step} updates; final weights: {final}")
             self.model.eval()
+        except OthersEnded as error:
+            self.reports.say(f"stopped: {error}")
+            raise
         finally:
             self.reports.close()
 
@@ -120,13 +133,18 @@ class Trainer:
         progress, every = self.progress, self.config.save_every
         self.model.train()
         self._milestone_if_due()  # a run may have been stopped just before one
-        updates = self._updates()
-        while not self._signals.received and (batches := next(updates, None)) is not None:
-            if batches:
-                self._update(batches)
-            self._milestone_if_due()
-            if every and batches and progress.step % every == 0:
-                self.state.save()
+        with closing(self._updates()) as updates:
+            while not self._stop and (batches := next(updates, None)) is not None:
+                if batches:
+                    self._update(batches)
+                self._milestone_if_due()
+                if every and batches and progress.step % every == 0:
+                    self.state.save()
+
+    def _agree_to_stop(self, received: Sequence[int | None]) -> None:
+        """Takes note of the first signal that any process received, so that all stop in the same place."""
+        number = next((number for number in received if number is not None), None)
+        self._stop = signal.Signals(number) if number is not None else None
 
     def _updates(self) -> Iterator[list]:
         """The batches of one update after the other, from the saved position on; an empty list ends an epoch."""
@@ -150,35 +168,45 @@ class Trainer:
         turn = progress.step % turns(self._updater.optimizer) if optim.alternate else None
         update = self._updater(batches, progress.epoch, progress.batch, optim.lr * factor, turn)
         progress.batch += len(batches)
-        if self._seconds_of:
-            self._heard += sum(map(self._seconds_of, batches))
+        own = [batch for batch in batches if batch is not None]
+        heard = sum(map(self._seconds_of, own)) if self._seconds_of else 0.0
+        told = gather([self._signals.received, heard, [*loading_troubles(own), *update.troubles]])
+        received, seconds, troubles = zip(*told)
+        self._agree_to_stop(received)
+        self._heard += sum(seconds)
+        for trouble in (trouble for several in troubles for trouble in several):
+            self._tell(trouble)
         if update.made:
             progress.step += 1
             progress.skipped_in_a_row = 0
             progress.window.add(update.sums)
             self._check_best(update.sums)
+            if world_size() > 1 and (changed := self.state.weights.changed_buffers()):
+                raise UserError(f"the model counts in {shorten(list(changed))}, which processes do not share: use one")
             if progress.step == 1 and update.unreached:
                 self.reports.say(f"warning: the first update had no gradient for {shorten(update.unreached)}")
             self._log(update)
         else:
             self._skip(batches, update)
 
+    def _tell(self, trouble: dict) -> None:
+        """Counts and names what went wrong with a batch, or a part of it, that the run survives."""
+        self.progress.troubles += 1
+        self.reports.skipped({**self._place(), **trouble})
+        self.reports.say(trouble_line(self.progress.troubles, trouble))
+
     def _skip(self, batches: list, update: Update) -> None:
         """Counts and names an update that was not made; ends the run when patience is at its end."""
         progress = self.progress
         progress.skipped += 1
         progress.skipped_in_a_row += 1
-        ids = [name for number in update.bad_batches for name in batches[number].ids]
-        what = "gradient" if math.isfinite(update.sums.total) else "loss"
-        self.reports.skipped({**self._place(), "not_finite": what, "ids": ids})
-        self.reports.say(
-            f"step {progress.step + 1} skipped: {what} not finite ({len(ids)} utterances, see skipped.jsonl)"
-        )
+        own = [[number, batches[number].ids] for number in update.bad_batches if batches[number] is not None]
+        ids = [name for _, names in sorted(pair for found in gather(own) for pair in found) for name in names]
+        entry, reason, advice = why_not_made(update, ids)
+        self.reports.skipped({**self._place(), **entry})
+        self.reports.say(f"step {progress.step + 1} skipped: {reason}")
         if progress.skipped_in_a_row >= self.config.patience:
-            raise UserError(
-                f"{progress.skipped_in_a_row} updates in a row had a non-finite loss or gradient, last with {ids[0]};"
-                " lower the learning rate, or look at the utterances in skipped.jsonl"
-            )
+            raise UserError(f"{progress.skipped_in_a_row} updates in a row {advice}")
 
     def _log(self, update: Update) -> None:
         """A line of metrics every `log_every` updates; the progress bar after each."""
@@ -207,7 +235,7 @@ class Trainer:
             due = progress.step % config.validate_every == 0 and progress.step > 0
         else:
             due = progress.batch == 0 and progress.epoch % config.validate_every == 0 and progress.epoch > 0
-        if not (due or self.finished) or progress.step == progress.milestone or self._signals.received:
+        if not (due or self.finished) or progress.step == progress.milestone or self._stop:
             return
         started = time.perf_counter()
         sums = self._validate()
@@ -235,9 +263,17 @@ class Trainer:
         """Sums over the validation set; None if a signal came."""
         sums = LossSums()
         self.model.eval()
-        for batch in self._valid_batches() if self._valid_batches else ():
-            sums.add(self._updater.evaluate(batch))
-            if self._signals.received:
+        batches = iter(self._valid_batches() if self._valid_batches else ())
+        while group := list(islice(batches, world_size())):
+            own = [batch for batch in group if batch is not None]
+            figures = [asdict(self._updater.evaluate(batch)) for batch in own]
+            for received, found, troubles in (told := gather([self._signals.received, figures, loading_troubles(own)])):
+                for figure in found:
+                    sums.add(LossSums(**figure))
+                for trouble in troubles:
+                    self._tell(trouble)
+            self._agree_to_stop([received for received, _, _ in told])
+            if self._stop:
                 return None
         self.model.train()
         return sums

@@ -93,8 +93,11 @@ class Reports:
 
 
 def _append(path: Path, line: str) -> None:
-    with open(path, "a", encoding="utf-8") as file:
-        print(line, file=file)
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            print(line, file=file)
+    except OSError as error:  # of a full disk Python does not say which
+        raise UserError(f"cannot write {path} ({error.strerror}); put that right and start again") from error
 
 
 def _drop_after(path: Path, position: tuple[int, int]) -> None:

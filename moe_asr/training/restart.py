@@ -14,6 +14,7 @@ from moe_asr.config import load_config, to_plain
 from moe_asr.errors import SettingsChanged, UserError
 from moe_asr.files import lock_folder
 from moe_asr.training.config import TrainConfig
+from moe_asr.training.distributed import from_first, rank
 from moe_asr.training.loop import Trainer
 
 # What a run leaves in its folder, and what starting anew removes.
@@ -30,27 +31,23 @@ class RunSettings(Protocol):
     on_change: Literal["error", "restart"]
 
 
-def check_one_process() -> None:
-    """Raises UserError under torchrun."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("training runs in one process only, but WORLD_SIZE says there are more: do not use torchrun")
-
-
 @contextmanager
 def run_folder(config: RunSettings) -> Iterator[Path]:
-    """The folder of a run, made if missing, and no other process in it; says at the end where the outcome is.
+    """The folder of a run, made if missing, and no other run in it; says at the end where the outcome is.
 
     Raises:
         UserError: another process is training there
     """
     exp_dir = Path(config.exp_dir)
     exp_dir.mkdir(parents=True, exist_ok=True)
-    lock = lock_folder(exp_dir, "training in")
+    lock = from_first(lambda: lock_folder(exp_dir, "training in"))
     try:
         yield exp_dir
     finally:
-        os.close(lock)
-    print(f"saved {exp_dir / 'final'}")
+        if rank() == 0:
+            os.close(lock)
+    if rank() == 0:
+        print(f"saved {exp_dir / 'final'}")
 
 
 def run_identity(config: RunSettings, files: Iterable[str]) -> dict:
@@ -69,7 +66,7 @@ def start_trainer(config: RunSettings, start: Callable[[], Trainer]) -> Trainer:
     """
     if config.on_change == "error":
         return start()
-    if _finished_otherwise(config):
+    if from_first(lambda: _finished_otherwise(config)):
         _remove_outcome(config, "the finished run had other training settings")
     try:
         return start()
@@ -90,6 +87,10 @@ def _finished_otherwise(config: RunSettings) -> bool:
 
 
 def _remove_outcome(config: RunSettings, why: str) -> None:
+    from_first(lambda: _remove(config, why))
+
+
+def _remove(config: RunSettings, why: str) -> None:
     print(f"starting anew: {why}")
     for name in _OUTCOME:
         path = Path(config.exp_dir) / name

@@ -21,6 +21,7 @@ from moe_asr.data.batches import Batch, BatchLoader, DataConfig
 from moe_asr.data.features import FeatureConfig, SpecAugmentConfig, log_mel, spec_augment
 from moe_asr.data.languages import check_languages
 from moe_asr.data.manifests import domain_names, read_manifests
+from moe_asr.data.plan import Share
 from moe_asr.data.tokens import Tokens
 from moe_asr.device import pick_device
 from moe_asr.errors import UserError
@@ -37,8 +38,9 @@ from moe_asr.models.precision import Precision, lower_weights
 from moe_asr.provenance import record
 from moe_asr.training.config import TrainConfig
 from moe_asr.training.distil import make_distiller
+from moe_asr.training.distributed import processes, rank, world_size
 from moe_asr.training.loop import Trainer
-from moe_asr.training.restart import check_one_process, run_folder, run_identity, start_trainer
+from moe_asr.training.restart import run_folder, run_identity, start_trainer
 from moe_asr.training.run_state import Progress
 
 
@@ -92,12 +94,16 @@ class RunConfig:
 
 
 def train(config: RunConfig) -> Progress:
-    """Runs the whole of it. Returns how far it came.
+    """Runs the whole of it, alone or with other processes (see `distributed`). Returns how far it came.
 
     Raises:
         UserError: the configuration contradicts itself or the data, or see `Trainer`
     """
-    check_one_process()
+    with processes():
+        return _train(config)
+
+
+def _train(config: RunConfig) -> Progress:
     device = pick_device(config.device)
     torch.manual_seed(config.train.seed)
     with open_frozen(config.init) as frozen:
@@ -106,10 +112,13 @@ def train(config: RunConfig) -> Progress:
         model.to(device).train()
         with run_folder(config) as exp_dir:
             trainer = _make_trainer(config, model, folder, tokens, trainable)
-            save_config(_resolved(config, folder, model), exp_dir / "config.yaml")
+            if rank() == 0:
+                save_config(_resolved(config, folder, model), exp_dir / "config.yaml")
             base = _lower_frozen(model, config.train.precision)
             trainer.train()
-            if isinstance(model, AdaptedRecogniser):
+            if rank() != 0:
+                pass
+            elif isinstance(model, AdaptedRecogniser):
                 model.save(exp_dir / "final", {"base": config.init, **record()}, base)
             else:
                 finetuned = config.init is not None and not folder.untrained
@@ -172,8 +181,9 @@ def _make_trainer(
     adapted = isinstance(model, AdaptedRecogniser)
     domains = model.config.domains if adapted else getattr(model, "domains", ())
     rate = folder.features.sample_rate
-    train_loader = BatchLoader(config.data, tokens, domains, sample_rate=rate)
-    valid_loader = BatchLoader(config.valid, tokens, domains, sample_rate=rate)
+    make = partial(BatchLoader, tokens=tokens, domains=domains, sample_rate=rate, unreadable="leave_out")
+    train_loader = make(config.data, share=Share(rank(), world_size(), config.train.accumulate))
+    valid_loader = make(config.valid, share=Share(rank(), world_size(), world_size()))
 
     recogniser = model.recogniser if adapted else model
     for loader in (train_loader, valid_loader) if isinstance(recogniser, Recogniser) else ():

@@ -15,7 +15,7 @@ from moe_asr.errors import SettingsChanged, UserError
 from moe_asr.files import remove_leftovers
 from moe_asr.training import checkpoint as ckpt
 from moe_asr.training.config import FREE_KEYS, TrainConfig
-from moe_asr.training.distributed import rank
+from moe_asr.training.distributed import barrier, from_first, rank
 from moe_asr.training.optimizer import load_optimizer_tensors, optimizer_tensors
 from moe_asr.training.update import LossSums
 from moe_asr.training.weights import ChangingWeights
@@ -30,6 +30,8 @@ class Progress:
         batch: Batches of this epoch that were consumed; what loader workers have prefetched does not count.
         step: Updates made.
         skipped: Updates not made because loss or gradient was not finite.
+        troubles: Batches that were not what they should be and were used all the same: audio that could not be read,
+            too little memory, processes that died.
         skipped_in_a_row: The same since the last update.
         decay_steps: Length of the learning rate's decay where the configuration leaves it open; fixed at the start.
         milestone: Step of the last milestone (validation or end of the run), -1 before the first.
@@ -43,6 +45,7 @@ class Progress:
     batch: int = 0
     step: int = 0
     skipped: int = 0
+    troubles: int = 0
     skipped_in_a_row: int = 0
     decay_steps: int | None = None
     milestone: int = -1
@@ -86,9 +89,10 @@ class RunState:
         lines: list[str] = []
         if rank() == 0:
             remove_leftovers(self.folder)
-        newest = ckpt.newest_checkpoint(self.folder, lines.append)
+        newest = from_first(lambda: _name(ckpt.newest_checkpoint(self.folder, lines.append)))
         if newest is None:
             return lines
+        newest = self.folder / newest
         state = ckpt.read_state(newest)
         check_unchanged(state["settings"], self._settings, {f"train.{key}" for key in FREE_KEYS})
         self.weights.load(ckpt.read_tensors(newest, ckpt.MODEL), f"checkpoint {newest}")
@@ -125,6 +129,7 @@ class RunState:
 
     def average(self) -> list[Path]:
         """Gives the model the mean of the milestones that the configuration asks for. Returns their folders."""
+        barrier()  # they are there when the first process has written them
         folders = self._milestones(self.config.average, self.config.average_count)
         if not folders:
             raise UserError(f"no checkpoint in {self.folder} has a finite validation loss; use average: last")
@@ -138,6 +143,10 @@ class RunState:
     def _place(self) -> tuple:
         p = self.progress
         return p.epoch, p.batch, p.step, p.milestone
+
+
+def _name(folder: Path | None) -> str | None:
+    return folder.name if folder else None
 
 
 def check_unchanged(old: dict, new: dict, free: set[str]) -> None:

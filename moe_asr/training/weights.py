@@ -23,7 +23,11 @@ class ChangingWeights:
 
     def tensors(self) -> dict[str, Tensor]:
         """Name to tensor, detached but not copied."""
-        found = {name: p.detach() for name, p in trainable_parameters(self.model).items()}
+        return {name: p.detach() for name, p in trainable_parameters(self.model).items()} | self.changed_buffers()
+
+    def changed_buffers(self) -> dict[str, Tensor]:
+        """Those buffers that no longer are what they were, such as running means."""
+        found = {}
         for name, buffer in self.model.named_buffers():
             if name in self._at_start:
                 before, version = self._at_start[name]

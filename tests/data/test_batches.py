@@ -8,6 +8,7 @@ import torch
 from moe_asr.data.audio import load_audio
 from moe_asr.data.batches import BatchLoader, DataConfig, make_batch
 from moe_asr.data.manifests import Utterance, write_manifest
+from moe_asr.data.plan import Share
 from moe_asr.data.tokens import train_tokens
 from moe_asr.errors import UserError
 
@@ -145,3 +146,41 @@ def test_missing_manifest(tmp_path):
 def test_loading_does_not_import_lhotse():
     code = "import sys, moe_asr.data.batches, moe_asr.data.features\nassert 'lhotse' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_lost_audio_is_left_out_and_named(tmp_path, corpus, num_workers):
+    calm = list(BatchLoader(config(tmp_path), corpus[1], DOMAINS))
+    for number in (7, 23):
+        (tmp_path / f"{number}.wav").unlink()
+    loader = BatchLoader(config(tmp_path, num_workers=num_workers), corpus[1], DOMAINS, unreadable="leave_out")
+    found = list(loader)
+    assert [[i for i in batch.ids if i not in ("u7", "u23")] for batch in calm] == [batch.ids for batch in found]
+    troubles = [trouble for batch in found for trouble in batch.troubles]
+    assert {trouble.left_out for trouble in troubles} == {("u7",), ("u23",)}
+    assert all("no such file" in trouble.reason for trouble in troubles)
+
+
+def test_a_batch_of_which_nothing_is_left_is_empty(tmp_path, corpus):
+    for path in tmp_path.glob("*.wav"):
+        path.unlink()
+    for batch in BatchLoader(config(tmp_path), corpus[1], DOMAINS, unreadable="leave_out"):
+        assert batch.ids == [] and len(batch) == 0 and len(batch.troubles) > 0
+        assert batch.audio_NS.shape == (0, 0) and batch.domains_N.shape == (0,)
+
+
+def test_parts_of_a_batch(corpus):
+    utterances, tokens = corpus
+    whole = make_batch([utterances[i] for i in (4, 20, 9)], tokens, DOMAINS)
+    for chosen, numbers in ((slice(0, 1), (4,)), (slice(1, 3), (20, 9))):
+        assert same(whole.part(chosen), make_batch([utterances[i] for i in numbers], tokens, DOMAINS))
+
+
+@pytest.mark.parametrize(("processes", "group", "start"), [(2, 2, 0), (2, 4, 4), (3, 4, 0)])
+def test_processes_share_the_batches(tmp_path, corpus, processes, group, start):
+    alone = list(BatchLoader(config(tmp_path), corpus[1], DOMAINS, 0, start))
+    shares = [Share(process, processes, group) for process in range(processes)]
+    parts = [list(BatchLoader(config(tmp_path), corpus[1], DOMAINS, 0, start, share=share)) for share in shares]
+    for number, batches in enumerate(zip(*parts, strict=True)):
+        [owner] = [process for process, batch in enumerate(batches) if batch is not None]
+        assert owner == number % group % processes and same(batches[owner], alone[number])

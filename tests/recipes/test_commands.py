@@ -91,30 +91,51 @@ def test_decode_again_does_nothing_and_settings_are_compared(corpus):
     assert json.loads((corpus / "d1/system.json").read_text())["trainable_parameters"] == 0
 
 
-def test_a_killed_decode_ends_in_the_same_bytes(corpus):
-    code = (
-        "import os, sys\n"
-        "from moe_asr.decoding import run, stream\n"
-        "from moe_asr.config import run_command\n"
-        "write, count = stream.HypothesisStream.write, [0]\n"
-        "def killed(self, lines):\n"
-        "    count[0] += 1\n"
-        "    if count[0] == 3: os._exit(9)\n"
-        "    write(self, lines)\n"
-        "stream.HypothesisStream.write = killed\n"
-        "run_command(run.DecodeConfig, run.decode)\n"
-    )
+STOPPED_DECODE = """
+import os, signal, sys
+from moe_asr.decoding import run, stream
+from moe_asr.config import run_command
+write, count = stream.HypothesisStream.write, [0]
+how = sys.argv.pop(1)
+def stopped(self, lines):
+    count[0] += 1
+    if count[0] == 3 and how == "kill": os._exit(9)
+    if count[0] == 3 and how != "no": os.kill(os.getpid(), getattr(signal, how))
+    print("decoded", *(line["id"] for line in lines))
+    write(self, lines)
+stream.HypothesisStream.write = stopped
+run_command(run.DecodeConfig, run.decode)
+"""
+
+
+@pytest.fixture(scope="module")
+def calm_decode(corpus):
     options = ["--model", "base/final", "--manifest", "all.jsonl.gz", "--adaptation", "experts/final"]
     options += ["--max_duration", "4"]
     command(corpus, "decode", *options, "--out_dir", "calm")
-    done = subprocess.run([sys.executable, "-c", code, *options, "--out_dir", "killed"], cwd=corpus)
-    assert done.returncode == 9 and not (corpus / "killed/system.json").exists()
-    assert "routing.jsonl" in os.listdir(corpus / "killed")
-    command(corpus, "decode", *options, "--out_dir", "killed")
-    assert (corpus / "killed/hyps.jsonl").read_bytes() == (corpus / "calm/hyps.jsonl").read_bytes()
-    systems = [json.loads((corpus / name / "system.json").read_text()) for name in ("calm", "killed")]
+    return options
+
+
+@pytest.mark.parametrize(("how", "code"), [("kill", 9), ("SIGTERM", 143), ("SIGUSR1", 138), ("SIGINT", 130)])
+def test_a_stopped_decode_ends_in_the_same_bytes(corpus, calm_decode, how, code):
+    out = f"stopped-{how}"
+    decoded = []
+    for arguments, expected in (([how], code), (["no"], 0)):
+        words = [sys.executable, "-c", STOPPED_DECODE, *arguments, *calm_decode, "--out_dir", out]
+        done = subprocess.run(words, cwd=corpus, capture_output=True, text=True)
+        assert done.returncode == expected, done.stderr
+        decoded.append(
+            [i for line in done.stdout.splitlines() if line.startswith("decoded ") for i in line.split()[1:]]
+        )
+        if expected:
+            assert not (corpus / out / "system.json").exists() and "routing.jsonl" in os.listdir(corpus / out)
+            left = 12 - len(decoded[0])
+            assert how == "kill" or f"stopped by {how}, {left} of 12 utterances are left" in done.stdout
+    assert len(decoded[0]) > 2 and sorted(decoded[0] + decoded[1]) == [f"u{n:02d}" for n in range(12)]
+    assert (corpus / out / "hyps.jsonl").read_bytes() == (corpus / "calm/hyps.jsonl").read_bytes()
+    systems = [json.loads((corpus / name / "system.json").read_text()) for name in ("calm", out)]
     assert systems[0]["routing"] == systems[1]["routing"] is not None
-    assert "routing.jsonl" not in os.listdir(corpus / "killed")
+    assert "routing.jsonl" not in os.listdir(corpus / out)
 
 
 def test_searches_and_routes_run(corpus):

@@ -1,6 +1,11 @@
 import errno
+import json
 import os
 import resource
+import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -124,6 +129,62 @@ def test_the_write_of_a_killed_process_is_not_seen(tmp_path, monkeypatch):
         write(tmp_path, 2)
     assert any(name.startswith(".step-00000002") for name in os.listdir(tmp_path))
     assert names(ckpt.find_checkpoints(tmp_path)) == [1]
+
+
+def test_killed_at_every_system_call(tmp_path):
+    """`kill -9` before and after each of some hundred calls: two good checkpoints, and no leftovers after the next."""
+    fast = Path("/dev/shm")  # where waiting for the disk takes no time
+    folder = Path(tempfile.mkdtemp(dir=fast if os.access(fast, os.W_OK) else tmp_path))
+    script = Path(__file__).with_name("killed_writes.py")
+    done = subprocess.run([sys.executable, script, folder], capture_output=True, text=True)
+    shutil.rmtree(folder)
+    if "lets no process be traced" in done.stderr:
+        pytest.skip("this system lets no process be traced")
+    assert done.returncode == 0, done.stderr
+    attempts = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(attempts) > 100 and [killed for killed, *_ in attempts] == [True] * (len(attempts) - 1) + [False]
+    steps = [int(newest[-1]) for _, newest, *_ in attempts]
+    assert set(steps) == {2, 3} and steps == sorted(steps)  # the old until the rename, the new from there on
+    for _, newest, good, said, left in attempts:
+        assert good >= 2 and said == [] and left == [newest, "step-00000004"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MiB, made by mounting; what is there is removed with it."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"mounting is not permitted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_costs_nothing_but_the_new_checkpoint(small_disk):
+    write(small_disk, 1)
+    good = write(small_disk, 2)
+    weights = {"w": torch.ones(300_000)}  # more than there is room for
+    with pytest.raises(UserError, match="No space left on device.*the last good one is step-00000002; free space"):
+        ckpt.write_checkpoint(ckpt.checkpoint_folder(small_disk, 3), weights, {}, STATE)
+    assert sorted(os.listdir(small_disk)) == ["step-00000001", "step-00000002"]
+    assert ckpt.newest_checkpoint(small_disk, pytest.fail) == good
+    assert write(small_disk, 3) == ckpt.newest_checkpoint(small_disk, pytest.fail)
+
+
+def test_a_folder_that_cannot_be_written_to(small_disk):
+    good = write(small_disk, 1)
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with pytest.raises(UserError, match="Read-only file system.*the last good one is step-00000001"):
+        write(small_disk, 2)
+    assert ckpt.newest_checkpoint(small_disk, pytest.fail) == good
+
+
+def test_a_removal_cut_short_is_finished_by_the_next(tmp_path):
+    folders = [write(tmp_path, step) for step in range(1, 5)]
+    (folders[0] / ckpt.STATE).unlink()
+    ckpt.prune_checkpoints(tmp_path, 2, [])
+    assert names(ckpt.find_checkpoints(tmp_path)) == [3, 4]
 
 
 def test_a_real_file_system_error_is_one_line(tmp_path):

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: the step is finished and saved first.
+"""Signals that ask training or decoding to stop: the step or batch is finished and saved first.
 
 | signal | sent by | the process ends with |
 | --- | --- | --- |
@@ -6,7 +6,7 @@
 | SIGTERM | `kill`, a scheduler before its time limit | exit code 143 |
 | SIGUSR1 | a scheduler that was asked to warn (`--signal=USR1@60`) | exit code 138 |
 
-A second SIGINT does not wait for the step.
+A second SIGINT does not wait for it.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ class StopSignals:
         self.received: signal.Signals | None = None
         self._previous: dict[signal.Signals, object] = {}
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        return self
 
     def __exit__(self, *exception) -> None:
         for number, handler in self._previous.items():
@@ -41,14 +42,18 @@ class StopSignals:
             raise KeyboardInterrupt
         self.received = self.received or signal.Signals(number)
 
-    def leave(self) -> None:
+    def leave(self, received: signal.Signals | None = None) -> None:
         """Ends the process the way the received signal asks for; call it when everything is saved.
+
+        Args:
+            received: a signal that another process got in place of this one
 
         Raises:
             KeyboardInterrupt: after SIGINT.
             SystemExit: with code 128 + the signal's number after the others.
         """
-        assert self.received is not None
-        if self.received == signal.SIGINT:
+        received = received or self.received
+        assert received is not None
+        if received == signal.SIGINT:
             raise KeyboardInterrupt
-        raise SystemExit(128 + self.received)
+        raise SystemExit(128 + received)

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from moe_asr.training.signals import StopSignals
+from moe_asr.signals import StopSignals
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
