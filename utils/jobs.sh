@@ -5,7 +5,8 @@
 #
 # runs the command once, or once for each JOB, with JOB replaced in the log's name and in every argument. Arguments
 # reach the command as they are: there is no second round of shell (for a pipe, run `bash -c '...'`). The exit code is 0
-# when all jobs succeeded, else 1, and then the failed jobs and the end of the first failed log are shown. Options:
+# when all jobs succeeded, else 1 (138 where SIGUSR1 stopped the first), and then the failed jobs and the end of the first
+# failed log are shown. Options:
 #
 #   --max-jobs-run N   at most N jobs at once
 #   --num-threads N    threads per job   }
@@ -53,6 +54,7 @@ run_job() { # runs job $1 here, into its log
     printf '#%s\n# Running on %s\n# Started at %s\n#\n' "$(printf ' %q' "${command[@]}")" "$(hostname)" "$(date)"
     "${command[@]}" &
     trap 'kill $! 2>/dev/null' TERM
+    trap 'kill -USR1 $! 2>/dev/null' USR1 # of SLURM before a time limit: training and decoding save, and end with 138
     wait $!
     code=$?
     while kill -0 $! 2>/dev/null; do # a signal ended the wait; what it ends may still be saving
@@ -63,6 +65,10 @@ run_job() { # runs job $1 here, into its log
       $((SECONDS - begin)) "$num_threads" $code "$(date)" $((SECONDS - begin))
   } >"$log" 2>&1
   return $code
+}
+
+keep_log() { # moves the log $1 of a SLURM job that was queued again out of the way; another is of no more use
+  if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && [ -f "$1" ]; then mv "$1" "$1.$SLURM_RESTART_COUNT"; else rm -f "$1"; fi
 }
 
 failed_jobs() { # prints the jobs whose log does not say that they ended well

@@ -2,6 +2,7 @@
 # Runs jobs on a SLURM cluster, as one job array, and waits for them. Usage and options: jobs.sh.
 # The file given with --config (conf/slurm.conf where there is one) holds options of sbatch, one a line, such as
 #   --partition=long
+# They win over what this script says. Before its time limit a job is asked to save, and is queued again: requeue.sh.
 
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
@@ -9,7 +10,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 parse_job "$@"
 command -v sbatch >/dev/null || job_usage "there is no sbatch here; is this a machine of a SLURM cluster?"
 
-options=(--parsable --wait "--cpus-per-task=$num_threads" "--array=$job_first-$job_last${max_jobs_run:+%$max_jobs_run}")
+options=(--parsable --wait --requeue --signal=B:USR1@90 "--cpus-per-task=$num_threads" "--array=$job_first-$job_last${max_jobs_run:+%$max_jobs_run}")
 [ -z "$mem" ] || options+=("--mem=$mem")
 [ -z "$time" ] || options+=("--time=$time")
 ((gpu == 0)) || options+=("--gres=gpu:$gpu")
@@ -26,7 +27,8 @@ mkdir -p "$queue"
 for ((job = job_first; job <= job_last; job++)); do rm -f "$(log_of "$job")"; done
 {
   printf '#!/usr/bin/env bash\nunset MOE_ASR_FAILURE # failures are told here, not there\n'
-  printf 'cd %q || exit 1\nexec %q --num-threads %q ' "$PWD" "$here/run.sh" "$num_threads"
+  printf 'cd %q || exit 1\n. %q\n' "$PWD" "$here/requeue.sh"
+  printf 'run_requeued %q --num-threads %q ' "$here/run.sh" "$num_threads"
   [ -z "$job_name" ] || printf '%s="$SLURM_ARRAY_TASK_ID"' "$job_name"
   printf ' %q' "$job_log" "${job_command[@]}"
   echo

@@ -155,8 +155,9 @@ def test_slurm_options(slurm):
     slurm(*options, "JOB=1:5", "log/x.JOB.log", "true")
     given = slurm.read("sbatch.args").splitlines()
     resources = ["--cpus-per-task=3", "--array=1-5%4", "--mem=4G", "--time=1:00:00", "--gres=gpu:2"]
-    assert given[:9] == ["--parsable", "--wait", *resources, "--partition=long", "--account=a b"]
-    assert given[9:] == ["--job-name=x", "--output=log/q/x.%a.out", "log/q/x.sh"]
+    asked = ["--parsable", "--wait", "--requeue", "--signal=B:USR1@90"]
+    assert given[:11] == [*asked, *resources, "--partition=long", "--account=a b"]
+    assert given[11:] == ["--job-name=x", "--output=log/q/x.%a.out", "log/q/x.sh"]
     assert "threads=3" in slurm.read("log/x.5.log")
 
 
@@ -176,3 +177,39 @@ def test_slurm_interrupted_cancels_the_jobs(slurm):
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait(timeout=10) == 130 and slurm.read("cancelled") == "42\n"
     os.killpg(process.pid, signal.SIGKILL)
+
+
+SAVES = """trap 'touch saved.JOB; exit 138' USR1; [ ! -e saved.JOB ] || exit 0
+touch started.JOB; while :; do sleep 0.1; done"""
+
+
+def wait_until_started(back_end, process, jobs):
+    while not all((back_end.folder / f"started.{job}").exists() for job in jobs):
+        assert process.poll() is None
+        time.sleep(0.02)
+
+
+def test_the_signal_before_a_time_limit_reaches_the_jobs(local):
+    process = local.start("JOB=1:2", "x.JOB.log", "bash", "-c", SAVES)
+    wait_until_started(local, process, (1, 2))
+    os.kill(process.pid, signal.SIGUSR1)
+    assert process.wait(timeout=10) == 138
+    assert all("# Ended (code 138)" in local.read(f"x.{job}.log") for job in (1, 2))
+
+
+def test_slurm_queues_a_job_again_that_was_stopped_and_saved(slurm):
+    """And keeps the log of the first start."""
+    slurm.env["SLURM_ARRAY_JOB_ID"] = "42"
+    slurm.script("scontrol", '#!/bin/sh\necho "$@" >>requeued\nkill $PPID\n')
+    process = slurm.start("JOB=3", "x.JOB.log", "bash", "-c", SAVES)
+    wait_until_started(slurm, process, (3,))
+    name = f"^bash {slurm.folder.resolve()}/q/x.sh$"
+    [script] = subprocess.run(["pgrep", "-s", str(process.pid), "-f", name], text=True, stdout=-1).stdout.split()
+    os.kill(int(script), signal.SIGUSR1)
+    process.communicate(timeout=20)
+    assert slurm.read("requeued") == "requeue 42_3\n" and "# Ended (code 138)" in slurm.read("x.3.log")
+    first = slurm.read("x.3.log")
+    command = [slurm.folder / "q/x.sh"]
+    env = {**slurm.env, "SLURM_RESTART_COUNT": "1", "SLURM_ARRAY_TASK_ID": "3"}
+    assert subprocess.run(["bash", *command], env=env).returncode == 0
+    assert slurm.read("x.3.log.1") == first and "# Ended (code 0)" in slurm.read("x.3.log")
