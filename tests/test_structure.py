@@ -58,7 +58,7 @@ def test_commands_without_torch_do_not_import_it(command):
         f"sys.argv = ['{command}', '--help']\n"
         "import runpy\n"
         "try:\n"
-        f"    runpy.run_module('moe_asr.bin.{command}', run_name='__main__')\n"
+        f"    runpy.run_module('moe_asr.bin.{command}', run_name='__main__', alter_sys=True)\n"
         "except SystemExit as stop:\n"
         "    assert not stop.code, stop.code\n"
         "assert not {'torch', 'lhotse', 'transformers', 'matplotlib'} & set(sys.modules)\n"
