@@ -18,10 +18,15 @@ while [ $# -gt 0 ]; do
   printf -v "${1#--}" %s "$2"
   shift 2
 done
-if [ -z "$folder" ]; then
-  folder=$(mktemp -d)
-  trap 'rm -rf "$folder"' EXIT
-fi
+run='' temporary=''
+leave() { # nothing of it goes on when this ends
+  [ -z "$run" ] || ps -o pid= -s "$run" | xargs -r kill -KILL 2>/dev/null
+  [ -z "$temporary" ] || rm -rf "$temporary"
+}
+trap leave EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+[ -n "$folder" ] || folder=$(mktemp -d) temporary=$folder
 mkdir -p "$folder"
 folder=$(cd "$folder" && pwd)
 RANDOM=$seed

@@ -1,5 +1,6 @@
 """That the benchmarks run; how fast anything is, is their business, not the tests'."""
 
+import re
 import statistics
 import subprocess
 import sys
@@ -99,3 +100,12 @@ def test_paired_counts_cpu_time_of_numerator_over_denominator_in_each_round(monk
     monkeypatch.setattr(common.time, "process_time", lambda: clock[0])
     ratios = common.paired(lambda: (lambda: spend("a"), lambda: spend("b")), factor=1.5)(5)
     assert len(ratios) == 5 and statistics.median(ratios) == pytest.approx(2.0)
+
+
+def test_resume_prints_a_line_for_each_place():
+    command = [sys.executable, str(BENCH / "resume.py"), "--cuts", "300"]
+    run = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(BENCH.parents[1])})
+    assert run.returncode == 0, run.stderr
+    header, *lines = run.stdout.splitlines()
+    assert header.startswith("300 cuts, ") and len(lines) == 5
+    assert all(re.match(r"going on after +\d+ batches of epoch 4: [\d.]+ s, first batch ", line) for line in lines)

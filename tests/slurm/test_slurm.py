@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import re
+import shutil
 import subprocess
 import time
 from dataclasses import replace
@@ -193,3 +194,12 @@ def test_templates_differ_in_their_example_alone():
     assert len({re.sub(r"--config conf/\w+.yaml --exp_dir exp/\w+", "", text) for text in texts}) == 1
     for name, text in zip(RECIPES, texts):
         assert (ROOT / "egs" / name / re.search(r"conf/\w+\.yaml", text)[0]).is_file()
+
+
+def test_what_cannot_start_says_why(tmp_path):
+    for name in ("bash", "id", "paste"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    script = [shutil.which("bash"), ROOT / "tools/slurm_local.sh", "true"]
+    done = subprocess.run(script, env={"PATH": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 3 and done.stderr.count("\n") == 1
+    assert "SLURM is not installed (no " in done.stderr or "need root" in done.stderr
