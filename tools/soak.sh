@@ -20,7 +20,7 @@ while [ $# -gt 0 ]; do
 done
 run='' temporary=''
 leave() { # nothing of it goes on when this ends
-  [ -z "$run" ] || ps -o pid= -s "$run" | xargs -r kill -KILL 2>/dev/null
+  [ -z "$run" ] || { ps -o pid= -s "$run" || :; } | xargs -r kill -KILL 2>/dev/null || :
   [ -z "$temporary" ] || rm -rf "$temporary"
 }
 trap leave EXIT
@@ -41,7 +41,7 @@ recipe() { # recipe NAME: the miniature recipe, cut down, into $folder/NAME
 lines() { { cat "$folder"/killed/*/train.log "$folder"/killed/*/test/hyps.jsonl 2>/dev/null || :; } | wc -l; }
 
 program() { # what the session $1 is at
-  { ps -o args= -s "$1" || :; } | sed -n "s|.*moe_asr\.bin\.\([a-z_]*\) .*--\(exp\|out\)_dir $folder/killed/\([^ ]*\).*|\1 \3|p" | head -n 1
+  { ps -o args= -s "$1" || :; } | sed -n "s#.*moe_asr\.bin\.\([a-z_]*\) .*--\(exp\|out\)_dir $folder/killed/\([^ ]*\).*#\1 \3#p" | head -n 1
 }
 
 begin() { # a run that is done with stage 1, which makes the data
@@ -76,10 +76,12 @@ while ((done_kills < kills)); do
     mapfile -t victims < <(ps -o pid= -s "$run")
     kill -KILL "${victims[@]}" 2>/dev/null || :
     wait $run 2>/dev/null || :
+    run=''
     ((++done_kills))
     tally[${at:-between programs}]=$((${tally[${at:-between programs}]-0} + 1))
     echo "kill $done_kills: ${at:-between programs}, after $(lines) lines"
   elif wait $run; then # it came to its end before
+    run=''
     ((++rounds))
     compare && ((++same)) || echo "round $rounds differs"
     begin

@@ -1,5 +1,6 @@
 """tools/soak.sh, with something that takes seconds in place of the miniature recipe."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -35,7 +36,12 @@ def soak(tmp_path):
         recipe.write_text(RECIPE.replace("FIRST", first))
         recipe.chmod(0o755)
         command = [tmp_path / "tools/soak.sh", *options]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300)
+        own = tmp_path / "temporary"
+        own.mkdir(exist_ok=True)
+        env = {**os.environ, "TMPDIR": str(own)}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
+        assert not list(own.iterdir())
+        return done
 
     return run
 
