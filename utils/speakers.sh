@@ -27,6 +27,7 @@
 : "${normaliser:?}" "${whisper=}" "${finetune:=false}" "${import_options=}" "${training=}" "${adaptation=}"
 : "${decoding=}" "${results=}" "${train_cmd=}" "${each_cmd=}" "${decode_cmd=}" "${base_dir=}" "${prune=}"
 
+. "$MOE_ASR_ROOT/utils/runs.sh"
 [[ $model =~ ^(whisper|conformer)$ ]] || option_error "--model takes whisper or conformer, not '$model'"
 if [ -z "$decoding" ]; then
   decoding="--search.kind beam --search.beam ${beam:-20}"
@@ -186,16 +187,4 @@ name_row() { # name_row SYSTEM NAME: scores a decode, and gives it a row of the 
   local folder=$model_exp/decode/$1
   python3 -m moe_asr.bin.score --decode_dir "$folder" >"$folder/table.txt"
   rows+=(--systems+ "$2=$folder")
-}
-
-job() { # job BACK-END LOG COMMAND...: by a job back end such as slurm.sh, or here where there is none
-  local back_end
-  read -ra back_end <<<"$1"
-  if [ ${#back_end[@]} = 0 ]; then "${@:3}"; else "${back_end[@]}" "${@:2}"; fi
-}
-
-array() { # array BACK-END LOG COMMAND...: jobs 1 to $nj at once, whose number takes the place of JOB
-  local back_end
-  read -ra back_end <<<"${1:-run.sh}"
-  "${back_end[@]}" "JOB=1:$nj" "${@:2}"
 }

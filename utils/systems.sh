@@ -26,12 +26,11 @@
 : "${nj:?}" "${data_dir:?}" "${exp_dir:?}" "${results:?}" "${systems:?}" "${general:?}" "${normaliser:?}" "${base:?}"
 : "${conf:=conf}" "${metric:=wer}" "${training=}" "${decoding=}" "${train_cmd=}" "${decode_cmd=}" "${full_base:=$base}"
 
+. "$MOE_ASR_ROOT/utils/runs.sh"
 tables="train_general train_accents dev_general dev_accents test"
 prepared=("$data_dir"/{train_general,train_accents,dev_general,dev_accents,test}.jsonl.gz) # of stage 1
 general_data=(--data.manifests+ "$data_dir/train_general.jsonl.gz" --valid.manifests+ "$data_dir/dev_general.jsonl.gz")
 accent_data=(--data.manifests+ "$data_dir/train_accents.jsonl.gz" --valid.manifests+ "$data_dir/dev_accents.jsonl.gz")
-
-about() { sed -n "s/^# $2: //p" "$conf/$1.yaml"; } # about NAME KEY: the value of a comment in $conf/NAME.yaml
 
 for system in $systems; do
   [ -f "$conf/$system.yaml" ] || option_error "no system '$system': there is no $conf/$system.yaml"
@@ -58,13 +57,6 @@ make_manifests() { # make_manifests [TABLES]
   done
 }
 
-train() { # train NAME OPTIONS: $conf/NAME.yaml makes exp/NAME
-  local options
-  read_options "$1"
-  job "$train_cmd" "$exp_dir/log/train-$1.log" python3 -m moe_asr.bin.train "${options[@]}" \
-    --exp_dir "$exp_dir/$1" --on_change restart "${@:2}"
-}
-
 train_single() { # train_single NAME: $conf/NAME.yaml makes exp/NAME/ACCENT for each accent, the general one among them
   local options shared=$conf/systems.yaml
   read_options "$1"
@@ -72,12 +64,6 @@ train_single() { # train_single NAME: $conf/NAME.yaml makes exp/NAME/ACCENT for 
   job "$train_cmd" "$exp_dir/log/train-$1.log" python3 -m moe_asr.bin.train_each "${options[@]}" \
     --exp_dir "$exp_dir/$1/{name}" --on_change restart --names "$data_dir/accents.txt" --data.accent "{name}" \
     --init "$base" "${general_data[@]}" "${accent_data[@]}"
-}
-
-read_options() { # sets `options` to those of the training run $1 that do not depend on where things are
-  read -ra options <<<"$training"
-  options=(--config "$conf/$1.yaml" "${options[@]}")
-  [ ! -f "${shared-}" ] || options=(--config "$shared" "${options[@]}") # first, so that the run's own win
 }
 
 list_accents() { # of the training data, in the order of experts
@@ -127,24 +113,4 @@ score_systems() { # scores the decodes, and writes the table
     rows+=(--systems+ "${name:-$system}=$folder")
   done
   python3 -m moe_asr.bin.results "${rows[@]}" --general "$general" --metric "$metric" --output "$results"
-}
-
-job() { # job BACK-END LOG COMMAND...: by a job back end such as slurm.sh, or here where there is none
-  local back_end
-  read -ra back_end <<<"$1"
-  if [ ${#back_end[@]} = 0 ]; then "${@:3}"; else "${back_end[@]}" "${@:2}"; fi
-}
-
-each() { # each BACK-END FUNCTION NAMES: the function for each name, all at once where there is a back end
-  local name code=0 running=()
-  for name in $3; do
-    if [ -z "$1" ]; then
-      "$2" "$name"
-    else
-      "$2" "$name" &
-      running+=($!)
-    fi
-  done
-  for name in "${running[@]}"; do wait "$name" || code=1; done
-  return $code
 }
