@@ -33,7 +33,7 @@
 : "${train_cmd=}" "${each_cmd=}" "${decode_cmd=}" "${warm_start:=false}"
 
 . "$MOE_ASR_ROOT/utils/runs.sh"
-base=$exp_dir/base/final
+base=$exp_dir/base/final domains=(--data.domain_key language --valid.domain_key language)
 prepared=()
 for language in $languages; do
   [[ " $base_languages " == *" $language "* ]] || option_error "language $language is none of --base-languages"
@@ -61,7 +61,7 @@ make_manifests() { # of the tables of all languages
 
 speech_of() { # speech_of LANGUAGES: sets `speech` to the options for training on these together
   local language
-  speech=(--data.domain_key language --valid.domain_key language)
+  speech=()
   for language in $1; do
     speech+=(--data.manifests+ "$data_dir/$language/train.jsonl.gz" --valid.manifests+ "$data_dir/$language/dev.jsonl.gz")
   done
@@ -128,7 +128,7 @@ stage_3() {
 train_experts() { # train_experts NAME: $conf/NAME.yaml makes exp/NAME/LANGUAGE for each language
   local options folder=$exp_dir/$1 language list=$data_dir/languages.txt
   read_options "$1"
-  options+=(--on_change restart --init "$base" --data.domain_key language --valid.domain_key language)
+  options+=(--on_change restart --init "$base" "${domains[@]}")
   [ "$warm_start" = false ] || find_starts "$1"
   for language in $languages; do [ -f "$folder/$language.start" ] || echo "$language"; done >"$list"
   echo "- $1"
@@ -166,7 +166,7 @@ stage_4() {
 }
 
 adapt() { # adapt NAME: on all languages, as $conf/NAME.yaml says
-  local options=(--init "$base") speech from teachers count rank alpha
+  local options=(--init "$base" "${domains[@]}") speech from teachers count rank alpha
   count=$(wc -w <<<"$languages")
   speech_of "$languages"
   from=$(about "$1" "experts from") teachers=$(about "$1" teachers)

@@ -34,6 +34,7 @@ class LanguageRow:
         characters_interval: its 95 % interval
         identified: how well languages were told; None where none was detected
         against: comparison of the means with the reference system under the same condition; None for itself
+        characters_against: the same of the means of the character error rates
     """
 
     name: str
@@ -47,12 +48,7 @@ class LanguageRow:
     characters_interval: tuple[float, float] | None
     identified: Classification | None
     against: Comparison | None
-
-    @property
-    def change(self) -> float | None:
-        """Of the mean rate, relative to the reference system."""
-        found = self.against
-        return None if found is None or found.first == 0 else found.difference / found.first
+    characters_against: Comparison | None
 
 
 @dataclass(frozen=True)
@@ -119,10 +115,9 @@ def make_language_results(
                 f"'{row.name}' has utterances without a language: prepare the data with it, and decode again"
             )
         groups[condition, row.name] = found
-    compared = {condition: list(groups.get((condition, reference), {}).values()) for condition in (TOLD, DETECTED)}
     rows = []
     for condition, row in read:
-        other = [] if row.name == reference else compared[condition]
+        other = {} if row.name == reference else groups.get((condition, reference), {})
         rows.append(_language_row(row, condition, groups[condition, row.name], other, bootstrap))
     return LanguageResults(rows, reference, metric)
 
@@ -131,12 +126,12 @@ def _language_row(
     row: Row,
     condition: str,
     groups: dict[str, list[Scored]],
-    reference: list[list[Scored]],
+    reference: dict[str, list[Scored]],
     bootstrap: Bootstrap,
 ) -> LanguageRow:
     members = list(groups.values())
     hypotheses = [x.hypothesis for x in row.scored]
-    characters = list(group_by(in_characters(row.scored), "language").values())
+    characters, other = _by_character(groups), _by_character(reference)
     return LanguageRow(
         name=row.name,
         condition=condition,
@@ -148,8 +143,18 @@ def _language_row(
         characters=_mean(characters),
         characters_interval=mean_interval(characters, bootstrap),
         identified=identification(hypotheses, bootstrap.replications),
-        against=compare_means(reference, members, bootstrap) if reference else None,
+        against=compare_means(list(reference.values()), members, bootstrap) if reference else None,
+        characters_against=compare_means(other, characters, bootstrap) if reference else None,
     )
+
+
+def relative(found: Comparison | None) -> float | None:
+    """By how much the second of two systems is above the first, relative to it."""
+    return None if found is None or found.first == 0 else found.difference / found.first
+
+
+def _by_character(groups: dict[str, list[Scored]]) -> list[list[Scored]]:
+    return [in_characters(members) for members in groups.values()]
 
 
 def in_characters(scored: Sequence[Scored]) -> list[Scored]:

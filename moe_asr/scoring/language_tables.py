@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from moe_asr.scoring.language_results import DETECTED, TOLD, LanguageResults, LanguageRow
+from moe_asr.scoring.language_results import DETECTED, TOLD, LanguageResults, LanguageRow, relative
 from moe_asr.scoring.results import Row
 from moe_asr.scoring.results_file import decimal, origins, rate_text
-from moe_asr.scoring.significance import Bootstrap
+from moe_asr.scoring.significance import Bootstrap, Comparison
 from moe_asr.scoring.tables import markdown_table, p_text
 
 _UNITS = {"wer": "words", "cer": "characters", "mer": "tokens"}
@@ -54,9 +54,16 @@ def mean_cells(results: LanguageResults, with_interval: bool = True) -> list[lis
 def _mean(row: LanguageRow | None, with_interval: bool) -> list[str]:
     if row is None:
         return ["-"] * 3
-    p = "-" if row.against is None else p_text(row.against.p_value).removeprefix("p = ").removeprefix("p ")
-    change = "-" if row.change is None else f"{100 * row.change:+.1f}"
-    return [rate_text(row.mean, row.mean_interval if with_interval else None), change, p]
+    return [rate_text(row.mean, row.mean_interval if with_interval else None), *_compared(row.against)]
+
+
+def _compared(found: Comparison | None) -> list[str]:
+    """Relative change and p."""
+    if found is None:
+        return ["-", "-"]
+    change = relative(found)
+    p = p_text(found.p_value).removeprefix("p = ").removeprefix("p ")
+    return ["-" if change is None else f"{100 * change:+.1f}", p]
 
 
 def _share(row: LanguageRow) -> str:
@@ -95,12 +102,13 @@ def _languages(results: LanguageResults) -> str:
 
 def _pooled(results: LanguageResults) -> str:
     units = list(results.rows[0].pooled)
-    header = ["system", "", *(f"pooled {unit.upper()}" for unit in units), "mean CER of all languages"]
+    header = ["system", "", *(f"pooled {unit.upper()}" for unit in units), "mean CER of all languages", "change %", "p"]
     rows = [
         [
             *(row.name, row.condition),
             *(rate_text(row.pooled[unit].counts.rate, row.pooled[unit].interval) for unit in units),
             rate_text(row.characters, row.characters_interval),
+            *_compared(row.characters_against),
         ]
         for row in results.rows
     ]

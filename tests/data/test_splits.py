@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_asr.data.manifests import Utterance
-from moe_asr.data.splits import group_by, read_parts, read_speakers, split, spread
+from moe_asr.data.splits import group_by, hold_out, read_parts, read_speakers, split, spread
+from moe_asr.data.tables import Row
 from moe_asr.errors import UserError
 
 PARTS = (0.4, 0.2, 0.4)
@@ -87,3 +88,18 @@ def test_parts():
     for wrong in ([], ["a=0.5", "b=0.4"]):
         with pytest.raises(UserError, match="sum to"):
             read_parts(wrong)
+
+
+def test_held_out_speakers_are_others_and_near_the_share():
+    utterances = [
+        Row(f"{name}{k}", "a", "t", name) for name, n in dict(a=50, b=8, c=30, d=12).items() for k in range(n)
+    ]
+    for seed in range(5):
+        train, dev = hold_out(utterances, 0.2, seed)
+        assert not {u.speaker for u in train} & {u.speaker for u in dev}
+        assert sorted(train + dev, key=utterances.index) == utterances and 8 <= len(dev) <= 30
+        assert hold_out(utterances, 0.2, seed) == (train, dev)
+    assert {u.speaker for u in hold_out(utterances, 0.01)[1]} == {"b"}, "at least one speaker, the smallest"
+    assert {u.speaker for u in hold_out(utterances, 0.99)[0]}, "one is left"
+    with pytest.raises(UserError, match="utterances of 1 speakers cannot be divided by speakers"):
+        hold_out(utterances[:3], 0.2)

@@ -2,7 +2,7 @@ import pytest
 
 from moe_asr.errors import UserError
 from moe_asr.scoring.align import Counts
-from moe_asr.scoring.language_results import DETECTED, TOLD, in_characters, make_language_results
+from moe_asr.scoring.language_results import DETECTED, TOLD, in_characters, make_language_results, relative
 from moe_asr.scoring.language_tables import mean_cells, mean_header, render_languages
 from moe_asr.scoring.results import read_row
 from moe_asr.scoring.scored import group_by, pool
@@ -59,7 +59,10 @@ def test_compared_with_the_reference_under_the_same_condition(systems):
         base, lora = (group_by(read_row(one, "auto", "none").scored, "language").values() for one in (base, lora))
         found = results.find("base", condition)
         assert found.against == compare_means(list(lora), list(base), BOOTSTRAP)
-        assert found.change == pytest.approx(found.against.difference / found.against.first) and found.change > 0
+        assert relative(found.against) == pytest.approx(found.against.difference / found.against.first)
+        assert relative(found.against) > 0 and relative(None) is None
+        parts = [[in_characters(one) for one in groups] for groups in (lora, base)]
+        assert found.characters_against == compare_means(*parts, BOOTSTRAP)
         assert results.find("lora", condition).against is None
 
 
@@ -79,7 +82,9 @@ def test_tables(systems, tmp_path):
     low, high = row.mean_interval
     assert len(lora) == len(mean_header())
     assert lora[1] == f"{100 * row.mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]" and base[2:4] == ["-", "-"]
-    assert lora[2] == f"{100 * row.change:+.1f}" and lora[-2:] == ["0.3", "500.0"] and base[-2:] == ["-", "-"]
+    assert (
+        lora[2] == f"{100 * relative(row.against):+.1f}" and lora[-2:] == ["0.3", "500.0"] and base[-2:] == ["-", "-"]
+    )
     assert lora[7] == "83.3"
     text = render_languages(results, tmp_path, "none", BOOTSTRAP)
     for part in ("th, CER", "pooled WER", "lora, language-agnostic**: git", "| th, characters |", "against it"):

@@ -25,7 +25,7 @@ _COLUMNS = "client_id path sentence up_votes down_votes age gender accents varia
 
 @dataclass(frozen=True)
 class MiniatureConfig:
-    """Makes a release of Common Voice for each language; the first lacks dev.tsv, as some small copies of the corpus do.
+    """Makes a release of Common Voice for each language; the first lacks dev.tsv, as small copies of the corpus do.
 
     Args:
         out_dir: For the languages' folders.
