@@ -249,6 +249,7 @@ stage_7() {
   stage "Score" outputs "$results"
   for system in base $systems; do
     name=$(about "$system" name)
+    [ "$system" != base ] || [ -n "$tokens" ] || name=zero-shot
     folder=$exp_dir/decode/$system
     if decoded "$system" told; then rows+=(--systems+ "${name:-$system}=$folder/told"); fi
     if decoded "$system" detected; then
