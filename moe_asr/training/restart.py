@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Optional, Protocol
 
 from moe_asr.config import load_config, to_plain
 from moe_asr.errors import SettingsChanged, UserError
@@ -75,15 +75,33 @@ def start_trainer(config: RunSettings, start: Callable[[], Trainer]) -> Trainer:
         return start()
 
 
+def is_finished(config: RunSettings) -> bool:
+    """Whether the outcome of a run with these training settings lies there; what else it was made of is not looked at.
+
+    The configuration is written when a run begins, the outcome when it ends: an older outcome is of an earlier length.
+    """
+    exp_dir = Path(config.exp_dir)
+    return bool(_finished_as(config)) and _written(exp_dir / "final") >= _written(exp_dir / "config.yaml")
+
+
+def _written(path: Path) -> float:
+    return path.stat().st_mtime
+
+
 def _finished_otherwise(config: RunSettings) -> bool:
     """Whether there is a finished run of other settings, also of those with which an unfinished run may go on."""
+    return _finished_as(config) is False
+
+
+def _finished_as(config: RunSettings) -> Optional[bool]:
+    """Whether a finished run had these training settings; None where none is finished."""
     saved = Path(config.exp_dir) / "config.yaml"
     if not (Path(config.exp_dir) / "final").is_dir() or not saved.is_file():
-        return False
+        return None
     try:
-        return load_config(type(config), saved).train != config.train
+        return load_config(type(config), saved).train == config.train
     except UserError:  # of another version
-        return True
+        return False
 
 
 def _remove_outcome(config: RunSettings, why: str) -> None:

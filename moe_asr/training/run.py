@@ -40,7 +40,7 @@ from moe_asr.training.config import TrainConfig
 from moe_asr.training.distil import make_distiller
 from moe_asr.training.distributed import processes, rank, world_size
 from moe_asr.training.loop import Trainer
-from moe_asr.training.restart import run_folder, run_identity, start_trainer
+from moe_asr.training.restart import is_finished, run_folder, run_identity, start_trainer
 from moe_asr.training.run_state import Progress
 
 
@@ -112,11 +112,12 @@ def _train(config: RunConfig) -> Progress:
         model.to(device).train()
         with run_folder(config) as exp_dir:
             trainer = _make_trainer(config, model, folder, tokens, trainable)
-            if rank() == 0:
+            kept = is_finished(config)  # of the same model and data, or there would be no trainer for it
+            if rank() == 0 and not kept:
                 save_config(_resolved(config, folder, model), exp_dir / "config.yaml")
             base = _lower_frozen(model, config.train.precision)
             trainer.train()
-            if rank() != 0:
+            if rank() != 0 or kept:  # a file that is there already stays the same file, byte for byte
                 pass
             elif isinstance(model, AdaptedRecogniser):
                 model.save(exp_dir / "final", {"base": config.init, **record()}, base)

@@ -1,5 +1,6 @@
 """What a run trains, and from what it starts."""
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -32,6 +33,30 @@ def changed(before, after):
 
 def experts_of(folder):
     return load_file(folder / "adapter/adapter.safetensors")
+
+
+def test_what_a_finished_run_left_stays_as_it_is_byte_for_byte(config, tmp_path):
+    def contents():
+        files = [path for path in (tmp_path / "lora/final").rglob("*") if path.is_file()]
+        return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+    train(config)
+    before = contents()
+    train(replace(config, on_change="restart"))
+    train(config)
+    assert contents() == before
+    longer = replace(config, train=replace(config.train, max_epochs=config.train.max_epochs + 1))
+    train(longer)
+    after = contents()
+    assert after.keys() == before.keys() and after != before
+    # as if killed behind the last update of the longer run, which left the outcome of the shorter one
+    for path, (content, _) in before.items():
+        path.write_bytes(content)
+    os.utime(tmp_path / "lora/final", (0, 0))
+    train(longer)
+    assert {path.name: content for path, (content, _) in contents().items() if path.suffix == ".safetensors"} == {
+        path.name: content for path, (content, _) in after.items() if path.suffix == ".safetensors"
+    }
 
 
 def test_frozen_parameters_stay_as_they_were(config, corpus, tmp_path):
