@@ -27,6 +27,7 @@ from moe_asr.errors import UserError
 from moe_asr.files import atomic_write
 
 C = TypeVar("C")
+_LONGEST = 1500  # characters of a message
 
 
 def parse_config(config_type: type[C], argv: Optional[Sequence[str]] = None, prog: Optional[str] = None) -> C:
@@ -124,10 +125,15 @@ def run_command(
 
 
 def one_line(error: Exception) -> str:
-    """What an error of the user's or of the system says, on one line."""
+    """What an error of the user's or of the system says: one line of characters that can be printed."""
     if isinstance(error, OSError) and error.filename:
-        return f"{error.strerror}: {error.filename}"
-    return " ".join(str(error).split())
+        line = f"{error.strerror}: {error.filename}"
+    else:
+        line = " ".join(str(error).split())
+    if len(line) > _LONGEST:
+        line = f"{line[: _LONGEST - 500]} [...] {line[-480:]}"
+    # what a file holds shall not steer a terminal
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
 
 
 def _read_yaml(path: str) -> dict:

@@ -107,9 +107,10 @@ stage_7() {
   stage "Pre-train the experts and their routers" inputs "$data_dir/init_speakers.txt" outputs "$base_dir/pretrain/final"
   if taken; then return; fi
   local initial
-  initial=$(sed "s|.*|\"$model_exp/init/&/final\"|" "$data_dir/init_speakers.txt" | paste -sd ,)
+  mapfile -t initial <"$data_dir/init_speakers.txt"
+  initial=("${initial[@]/#/"$model_exp/init/"}")
   train_model pretrain "$model_exp/pretrain" --init "$model_exp/nf4" "${base_data[@]}" \
-    --adaptation.initial_experts "[$initial]"
+    --adaptation.initial_experts "$(json_list "${initial[@]/%//final}")"
 }
 
 stage_8() {

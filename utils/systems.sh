@@ -72,16 +72,18 @@ list_accents() { # of the training data, in the order of experts
 }
 
 adapt() { # adapt NAME: full fine-tuning, or experts on the frozen base, as $conf/NAME.yaml says
-  local options=(--init "$base") shared=$conf/systems.yaml experts accents
+  local options=(--init "$base") shared=$conf/systems.yaml experts accents general_of_base
   grep -q '^adaptation:' "$conf/$1.yaml" || options=(--init "$full_base") # what is in 4 bits cannot be trained itself
   if grep -q 'route: \(hierarchical\|given\)' "$conf/$1.yaml" && ! grep -q 'num_experts: 1$' "$conf/$1.yaml"; then
     options+=(--adaptation.domain_classifier "$exp_dir/accent/final")
   fi
   experts=$(about "$1" "experts from")
   if [ -n "$experts" ]; then
-    accents=$(sed "s|.*|\"$exp_dir/$experts/&/final\"|" "$data_dir/accents.txt")
-    ! grep -q 'base_domain:' "$conf/$1.yaml" || accents=$(grep -vF "/$general/final" <<<"$accents")
-    options+=(--adaptation.initial_experts "[$(paste -sd , <<<"$accents")]")
+    general_of_base=
+    ! grep -q 'base_domain:' "$conf/$1.yaml" || general_of_base=$general
+    mapfile -t accents < <(grep -vxF -e "$general_of_base" "$data_dir/accents.txt")
+    accents=("${accents[@]/#/"$exp_dir/$experts/"}")
+    options+=(--adaptation.initial_experts "$(json_list "${accents[@]/%//final}")")
   fi
   echo "- $1"
   train "$1" "${options[@]}" "${accent_data[@]}"

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from moe_asr.data.lines import is_name, parse_number
 from moe_asr.data.manifests import Utterance
 from moe_asr.data.probe import AudioFacts, probe
 from moe_asr.data.tables import Row
@@ -102,8 +103,8 @@ def _check_row(row: Row, text: str, seen: dict[str, int]) -> Rejection | None:
     if row.problem:
         reason, _, detail = row.problem.partition(": ")
         return Rejection(row, reason, detail)
-    if not row.id or len(row.id.split()) != 1:
-        return Rejection(row, "bad id", f"'{row.id}' is empty or holds white space")
+    if not is_name(row.id):
+        return Rejection(row, "bad id", f"{row.id!r} is empty or holds white space or signs that cannot be printed")
     if row.id in seen:
         return Rejection(row, "duplicate id", f"first in line {seen[row.id]}")
     seen[row.id] = row.line
@@ -124,14 +125,14 @@ def _place(row: Row, text: str, facts: AudioFacts, config: CheckConfig) -> Utter
         return Rejection(row, facts.problem, facts.detail)
     whole = facts.num_samples / facts.sample_rate
     try:
-        start = float(row.start or 0.0)
-        duration = float(row.duration) if row.duration else whole - start
+        start = parse_number(row.start or "0")
+        duration = parse_number(row.duration) if row.duration else whole - start
     except ValueError:
         return Rejection(row, "bad start or duration", f"'{row.start}', '{row.duration}' are not numbers of seconds")
     end = start + duration
     if not row.start and abs(duration - whole) > config.duration_tolerance:
         return Rejection(row, "wrong duration", f"declared {duration:g} s, the file has {whole:.3f} s")
-    if not (start >= 0 and end <= whole + config.duration_tolerance):  # so that NaN is caught as well
+    if not (start >= 0 and end <= whole + config.duration_tolerance):
         return Rejection(row, "wrong duration", f"{start:g} to {end:g} s is not within the file's {whole:.3f} s")
     duration = min(duration, whole - start) if row.start else whole
     if not duration >= config.min_duration:

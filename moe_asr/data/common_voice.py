@@ -91,13 +91,13 @@ def read_accent_groups(path: str | Path) -> dict[str, str]:
         raise UserError(f"no table of accents at {path}: expected tab-separated text with the columns accent and group")
     lines = read_lines(path)
     header = next(lines, "").split("\t")
-    if not {"accent", "group"} <= set(header):
+    if not {"accent", "group"} <= set(header) or len(set(header)) < len(header):
         raise UserError(f"{path}: expected a header with the columns accent and group, not '{' '.join(header)}'")
     groups: dict[str, str] = {}
     for number, line in enumerate(lines, 2):
         if line.strip():
             values = dict(zip(header, map(str.strip, line.split("\t"))))
-            accent, group = values["accent"], values.get("group", "")
+            accent, group = values.get("accent", ""), values.get("group", "")
             if not accent or not group or groups.setdefault(accent, group) != group:
                 raise UserError(f"{path}:{number}: expected one group for each accent, not '{line}'")
     return groups
@@ -114,11 +114,12 @@ def _read_list(path: Path) -> dict[int, dict[str, str]]:
     if not path.is_file():
         raise UserError(f"no {path}: {ADVICE}")
     lines = read_lines(path)
-    header = next(lines, "").removeprefix("\ufeff").split("\t")
+    header = next(lines, "").split("\t")
     header = ["accent" if name == "accents" else name for name in header]
     missing = [name for name in ("client_id", "path", "sentence") if name not in header]
-    if missing:
-        raise UserError(f"{path}: the header lacks {', '.join(missing)}; is it a list of Common Voice?")
+    if missing or len(set(header)) < len(header):
+        wrong = f"lacks {', '.join(missing)}" if missing else f"has {max(header, key=header.count)} twice"
+        raise UserError(f"{path}: the header {wrong}; is it a list of Common Voice?")
     values = {}
     for number, line in enumerate(lines, 2):
         if line.strip():

@@ -32,7 +32,7 @@ def read_kaldi_folder(folder: str | Path, audio_root: str | Path) -> list[Row]:
         if audio[name].endswith("|"):
             raise UserError(f"{folder / 'wav.scp'}: {name} is a command; only files are read")
         path = (Path(audio_root) / audio[name]).absolute()
-        rows.append(Row(name, str(path), text, speaker=speakers[name]))
+        rows.append(Row(name, str(path), " ".join(text.split()), speaker=speakers[name]))
     return rows
 
 

@@ -35,8 +35,10 @@ def read_readers(corpus: str | Path) -> dict[str, Reader]:
     for number, line in enumerate(read_lines(path), 1):
         if line.strip() and not line.startswith(";"):
             fields = [field.strip() for field in line.split("|", 4)]  # a name may hold a | too
-            if len(fields) < 5 or not fields[0].isdecimal():
-                raise UserError(f"{path}:{number}: expected 'number | sex | part | minutes | name', not '{line}'")
+            if len(fields) < 5 or not _is_number(fields[0]) or fields[0] in readers:
+                raise UserError(
+                    f"{path}:{number}: expected 'number | sex | part | minutes | name', each once, not '{line}'"
+                )
             readers[fields[0]] = Reader(name=fields[4], sex=fields[1], part=fields[2])
     return readers
 
@@ -56,7 +58,7 @@ def read_part(corpus: str | Path, part: str, speakers: Collection[str] | None = 
     folder = Path(corpus) / part
     if not folder.is_dir():
         raise UserError(f"no folder {folder}: {ADVICE}")
-    found = {path.name: path for path in folder.iterdir() if path.name.isdecimal()}
+    found = {path.name: path for path in folder.iterdir() if _is_number(path.name) and path.is_dir()}
     if speakers is not None:
         _check_speakers(corpus, part, [name for name in speakers if name not in found])
         found = {name: found[name] for name in speakers}
@@ -85,7 +87,8 @@ def _read_chapter(folder: Path, speaker: str) -> list[Row]:
     rows = []
     for number, line in enumerate(read_lines(path), 1):
         name, _, text = line.strip().partition(" ")
-        if not name.startswith(f"{speaker}-{folder.name}-"):
+        chapter, _, utterance = name.rpartition("-")
+        if chapter != f"{speaker}-{folder.name}" or not _is_number(utterance):
             raise UserError(f"{path}:{number}: expected '{speaker}-{folder.name}-0000 TEXT', not '{line}'")
         audio = str((folder / f"{name}.flac").absolute())
         rows.append(Row(name, audio, text, speaker=speaker, language="en"))
@@ -93,4 +96,8 @@ def _read_chapter(folder: Path, speaker: str) -> list[Row]:
 
 
 def _number(path: Path) -> tuple[int, str]:
-    return (int(path.name) if path.name.isdecimal() else 0, path.name)
+    return (int(path.name) if _is_number(path.name) else 0, path.name)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 20

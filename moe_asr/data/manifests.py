@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
+from moe_asr.data.lines import read_lines
 from moe_asr.errors import UserError
 from moe_asr.files import atomic_write
+from moe_asr.strict_json import parse_json
 
+_TRIMMED = 0.1  # seconds by which a text and its cut may differ
 _CUSTOM = ("accent", "raw_text", "audio_crc32")  # fields that lhotse has no place of its own for
 
 
@@ -80,15 +83,9 @@ def read_manifest(path: str | Path) -> list[Utterance]:
     """
     if not Path(path).is_file():
         raise UserError(f"no manifest at {path}: prepare the data first (python -m moe_asr.bin.prepare --help)")
-    utterances = []
-    try:
-        with _open(path) as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    utterances.append(_from_cut(line, f"{path}, line {number}"))
-    except (EOFError, gzip.BadGzipFile, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: damaged manifest, prepare the data again ({error})") from None
-    return utterances
+    return [
+        _from_cut(line, f"{path}, line {number}") for number, line in enumerate(read_lines(path), 1) if line.strip()
+    ]
 
 
 def read_manifests(paths: Sequence[str]) -> list[Utterance]:
@@ -127,12 +124,6 @@ def domain_names(utterances: Iterable[Utterance], key: str) -> list[str]:
     return sorted(set(labels))
 
 
-def _open(path: str | Path) -> IO[str]:
-    if str(path).endswith(".gz"):
-        return gzip.open(path, "rt", encoding="utf-8")
-    return open(path, encoding="utf-8")
-
-
 def _to_cut(utterance: Utterance) -> dict:
     recording_seconds = utterance.num_samples / utterance.sample_rate
     supervision = {
@@ -166,7 +157,7 @@ def _to_cut(utterance: Utterance) -> dict:
 
 def _from_cut(line: str, where: str) -> Utterance:
     try:
-        cut = json.loads(line)
+        cut = parse_json(line)
         if cut["type"] != "MonoCut":
             raise UserError(f"{where}: a {cut['type']}, but only MonoCuts are read")
         if len(cut["supervisions"]) != 1:
@@ -177,7 +168,7 @@ def _from_cut(line: str, where: str) -> Utterance:
         if len(recording["sources"]) != 1 or recording["sources"][0]["type"] != "file" or recording.get("transforms"):
             raise UserError(f"{where}: expected a recording that is one plain audio file, without transforms")
         whole = cut["start"] == 0 and cut["duration"] == recording["duration"]
-        return Utterance(
+        utterance = Utterance(
             id=cut["id"],
             audio=recording["sources"][0]["source"],
             num_samples=recording["num_samples"],
@@ -189,8 +180,39 @@ def _from_cut(line: str, where: str) -> Utterance:
             duration=None if whole else cut["duration"],
             **{key: (supervision.get("custom") or {}).get(key) or "" for key in _CUSTOM},
         )
-    except (json.JSONDecodeError, KeyError, TypeError, IndexError) as error:
+        times = cut["start"], cut["duration"], supervision["start"], supervision["duration"], recording["duration"]
+        if problem := _problem(utterance, *times):
+            raise UserError(f"{where}: {problem}; prepare the data again")
+        return utterance
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
         raise UserError(f"{where}: not a lhotse cut ({type(error).__name__}: {error})") from None
+
+
+def _problem(utterance: Utterance, start: float, duration: float, begin: float, length: float, recorded: float) -> str:
+    """What is wrong with a cut of such a recording, with a supervision of `length` seconds at its second `begin`."""
+    texts = {name: getattr(utterance, name) for name in ("id", "audio", "text", "speaker", "language", *_CUSTOM)}
+    wrong = next((name for name, value in texts.items() if not isinstance(value, str)), None)
+    if wrong:
+        return f"{wrong} is {texts[wrong]!r}, not a text"
+    if not utterance.id or not utterance.id.isprintable() or not utterance.audio:
+        return f"id {utterance.id!r} is empty or cannot be printed, or there is no audio"
+    samples, rate = utterance.num_samples, utterance.sample_rate
+    if type(samples) is not int or type(rate) is not int or not 0 < samples < 1 << 48 or not 0 < rate < 1 << 24:
+        return f"{samples!r} samples at {rate!r} Hz are no recording"
+    for value in (start, duration, begin, length, recorded):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            return f"{value!r} is no number of seconds"
+    if abs(recorded * rate - samples) > 1:
+        return f"the recording has {samples} samples, which are not {recorded:g} s at {rate} Hz"
+    # as `load_audio` reads it
+    first, count = round(start * rate), round(utterance.seconds * rate)
+    if start < 0 or count < 1 or first + count > samples:
+        return f"{start:g} s to {start + duration:g} s is nothing within a recording of {recorded:g} s"
+    if abs(begin) > _TRIMMED or abs(length - duration) > _TRIMMED:
+        return f"the text is of {length:g} s from second {begin:g} on, the cut has {duration:g} s: trim cuts to supervisions"
+    return ""
 
 
 def summary(utterances: Sequence[Utterance]) -> str:

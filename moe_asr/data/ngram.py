@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from moe_asr.data.lines import read_lines
+from moe_asr.data.lines import parse_number, read_lines
 from moe_asr.data.text import normalise
 from moe_asr.errors import UserError
 
@@ -62,13 +62,15 @@ def read_arpa(path: str | Path, normaliser: str = "none") -> NGrams:
         normaliser: applied to its words, which must stay words; of those that become equal the first counts
 
     Raises:
-        UserError: there is no such file, it is cut off, or a line of it cannot be read.
+        UserError: there is no such file, it is cut off or holds not what its head says, or a line cannot be read.
     """
     if not Path(path).is_file():
         raise UserError(f"no language model at {path}: expected a file in the ARPA format")
     ngrams: NGrams = {}
     forms = {BEGIN: BEGIN, END: END}
     order = 0
+    promised: dict[str, str] = {}
+    found: Counter[str] = Counter()
     for number, line in enumerate(read_lines(path), 1):
         line = line.strip()
         if line.startswith("\\") and line.endswith("-grams:"):
@@ -76,7 +78,14 @@ def read_arpa(path: str | Path, normaliser: str = "none") -> NGrams:
                 raise UserError(f"{path}:{number}: expected \\{order + 1}-grams:, got '{line}'")
             order += 1
         elif line.startswith("\\end\\"):
+            wrong = next((n for n, count in promised.items() if count != str(found[n])), None)
+            if not order or wrong:
+                what = f"{found[wrong]} {wrong}-grams, but its head says {promised[wrong]}" if wrong else "no n-grams"
+                raise UserError(f"{path} holds {what}: fetch it again")
             return ngrams
+        elif not order and line.startswith("ngram ") and "=" in line:
+            n, _, count = line.removeprefix("ngram ").partition("=")
+            promised[n.strip()] = count.strip()
         elif order and line:
             fields = line.split()
             if not order < len(fields) < order + 3:
@@ -86,11 +95,17 @@ def read_arpa(path: str | Path, normaliser: str = "none") -> NGrams:
                     forms[word] = normalise(normaliser, word)
             key = tuple(forms[word] for word in fields[1 : order + 1])
             backoff = fields[order + 1] if len(fields) > order + 1 else "0"
+            found[str(order)] += 1
             try:
-                ngrams.setdefault(key, (float(fields[0]) * math.log(10), float(backoff) * math.log(10)))
+                ngrams.setdefault(key, (_log(fields[0]), _log(backoff)))
             except ValueError:
                 raise UserError(f"{path}:{number}: '{fields[0]}' and '{backoff}' must be numbers") from None
     raise UserError(f"{path} is no ARPA file, or is cut off: it has no line \\end\\")
+
+
+def _log(log10: str) -> float:
+    """The natural logarithm; some programs write -inf for never."""
+    return -math.inf if log10 == "-inf" else parse_number(log10) * math.log(10)
 
 
 def acceptor(ngrams: NGrams, words: Mapping[str, int]) -> Iterator[str]:

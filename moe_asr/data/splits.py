@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
-from moe_asr.data.lines import read_lines
+from moe_asr.data.lines import parse_number, read_lines
 from moe_asr.data.manifests import Utterance
 from moe_asr.errors import UserError
 
@@ -50,7 +50,7 @@ def read_parts(parts: Sequence[str]) -> dict[str, float]:
     for part in parts:
         name, _, value = part.partition("=")
         try:
-            fraction = float(value)
+            fraction = parse_number(value)
         except ValueError:
             fraction = 0.0
         if not name or name in fractions or not 0 < fraction <= 1:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from moe_asr.data.lines import read_lines
+from moe_asr.data.lines import parse_number, read_lines
 from moe_asr.data.tables import Row
 from moe_asr.errors import UserError
 
@@ -62,10 +62,12 @@ def read_talk(stm: str | Path) -> list[Row]:
             continue
         fields = line.split(None, 6)
         try:
-            begin, end = float(fields[3]), float(fields[4])
+            begin, end = parse_number(fields[3]), parse_number(fields[4])
+            if not 0 <= begin < end:
+                raise ValueError
         except (ValueError, IndexError):
             expected = "talk channel speaker begin end <label> text"
-            raise UserError(f"{stm}:{number}: expected '{expected}', not '{line}'") from None
+            raise UserError(f"{stm}:{number}: expected '{expected}', begin before end, not '{line}'") from None
         text = fields[6] if len(fields) > 6 else ""
         if fields[2] == _IGNORED_SPEAKER or text.strip() == _IGNORED_TEXT:
             continue

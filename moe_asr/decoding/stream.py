@@ -15,6 +15,7 @@ from typing import Any
 from moe_asr.errors import SettingsChanged, UserError
 from moe_asr.files import atomic_write, lock_folder
 from moe_asr.scoring.hypotheses import HYPOTHESES, SYSTEM
+from moe_asr.strict_json import parse_json
 
 SETTINGS = "decode.json"
 
@@ -111,7 +112,7 @@ class HypothesisStream:
                 file.write(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
             return
         try:
-            before = json.loads(path.read_bytes())
+            before = parse_json(path.read_bytes())
         except ValueError:
             before = None
         if not isinstance(before, dict):
@@ -147,6 +148,7 @@ def _line(hypothesis: Mapping[str, Any]) -> bytes:
 
 def _id(line: bytes) -> str | None:
     try:
-        return json.loads(line)["id"]
+        name = parse_json(line)["id"]
     except (ValueError, TypeError, KeyError):
         return None
+    return name if isinstance(name, str) else None

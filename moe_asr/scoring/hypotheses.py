@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from moe_asr.errors import UserError
+from moe_asr.strict_json import parse_json
 
 HYPOTHESES = "hyps.jsonl"
 SYSTEM = "system.json"
@@ -81,7 +81,7 @@ def read_system(decode_dir: str | Path) -> dict:
     if not path.is_file():
         raise UserError(f"no {SYSTEM} in {decode_dir}: run its decode again to finish it")
     try:
-        system = json.loads(path.read_bytes())
+        system = parse_json(path.read_bytes())
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}): decode again") from None
     if not isinstance(system, dict):
@@ -93,12 +93,15 @@ def model_normaliser(decode_dir: str | Path) -> str:
     """The normaliser that the model's transcripts went through; `none` where the decode does not say."""
     if not Path(decode_dir, SYSTEM).is_file():
         return "none"
-    return read_system(decode_dir).get("normaliser") or "none"
+    name = read_system(decode_dir).get("normaliser") or "none"
+    if not isinstance(name, str):
+        raise UserError(f"{Path(decode_dir, SYSTEM)}: 'normaliser' is {name!r}, not a name; decode again")
+    return name
 
 
 def _parse(line: bytes, where: str) -> Hypothesis:
     try:
-        values = json.loads(line.decode("utf-8"))
+        values = parse_json(line)
     except UnicodeDecodeError:
         raise UserError(f"{where}: not UTF-8; decode again, or convert the file") from None
     except ValueError as error:
@@ -112,9 +115,13 @@ def _parse(line: bytes, where: str) -> Hypothesis:
             raise UserError(f"{where}: no '{field.name}'; every line needs id, ref and hyp")
         if value is not None:
             expected = (int, float) if field.name == "duration" else str
-            if not isinstance(value, expected):
+            if not isinstance(value, expected) or isinstance(value, bool):
                 raise UserError(f"{where}: '{field.name}' is {value!r}, not a {field.type}")
             known[field.name] = value
+    if not known["id"] or not known["id"].isprintable():
+        raise UserError(f"{where}: the id {known['id']!r} is empty or cannot be printed; decode again")
+    if not 0 <= known.get("duration", 0) < float("inf"):
+        raise UserError(f"{where}: a duration of {known['duration']} s; decode again")
     return Hypothesis(**known)
 
 

@@ -85,7 +85,7 @@ def test_missing_file_is_named(tmp_path):
 def test_damaged_file_is_named(tmp_path, damage):
     path = tmp_path / "m.jsonl.gz"
     path.write_bytes(damage(gzip.compress(b'{"a": 1}' * 0 + b"\n" * 5000)))
-    with pytest.raises(UserError, match="damaged manifest"):
+    with pytest.raises(UserError, match="m.jsonl.gz is damaged or cut off"):
         read_manifest(path)
 
 
