@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import math
 import os
 import re
 import sys
@@ -25,6 +26,7 @@ import yaml
 
 from moe_asr.errors import UserError
 from moe_asr.files import atomic_write
+from moe_asr.strict_yaml import read_yaml
 
 C = TypeVar("C")
 _LONGEST = 1500  # characters of a message
@@ -42,7 +44,7 @@ def parse_config(config_type: type[C], argv: Optional[Sequence[str]] = None, pro
         if option == "--config":
             if not Path(path).is_file():
                 raise UserError(f"no configuration file at {path}")
-            _check_keys(config_type, _read_yaml(path), str(path))
+            _check_keys(config_type, read_yaml(path), str(path))
     return _build(config_type, prog, lambda parser: parser.parse_args(argv))
 
 
@@ -136,18 +138,6 @@ def one_line(error: Exception) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
 
 
-def _read_yaml(path: str) -> dict:
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        place = getattr(error, "problem_mark", None)
-        reason = getattr(error, "problem", None) or error
-        raise UserError(f"{path}{f':{place.line + 1}' if place else ''} is no YAML: {reason}") from None
-    if values is not None and not isinstance(values, dict):
-        raise UserError(f"{path} is no configuration: it must hold `key: value` lines")
-    return values or {}
-
-
 def _check_keys(config_type: type, values: dict, where: str) -> None:
     """Names the first unknown key; jsonargparse overlooks one whose value is empty."""
     hints = typing.get_type_hints(config_type)
@@ -171,9 +161,22 @@ def _build(config_type: type[C], prog: Optional[str], parse: Callable) -> C:
             warnings.simplefilter("ignore")
             values = parse(parser)
             values.pop("config", None)
-            return config_type(**vars(parser.instantiate(values)))
+            return _without_nan(config_type(**vars(parser.instantiate(values))))
     except jsonargparse.ArgumentError as error:
         raise UserError(_explain(str(error), config_type)) from None
+
+
+def _without_nan(value: C, name: str = "the configuration") -> C:
+    """Raises UserError for a number that is none, which no comparison with a limit would find."""
+    if isinstance(value, float) and math.isnan(value):
+        raise UserError(f"{name} is nan, not a number")
+    if dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            _without_nan(getattr(value, field.name), field.name)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _without_nan(item, name)
+    return value
 
 
 def _parser(config_type: type, prog: Optional[str]) -> jsonargparse.ArgumentParser:

@@ -17,8 +17,8 @@ _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 def read_lines(path: str | Path) -> Iterator[str]:
     """The lines of a UTF-8 file, gzipped if its name ends in `.gz`, without their ends.
 
-    They end at line feeds alone: a transcript may hold characters which str.splitlines would take for line ends. A mark of
-    the encoding at the beginning is no part of the first line.
+    They end at line feeds alone: a transcript may hold characters which str.splitlines would take for line ends. A byte
+    order mark is no part of the first line.
 
     Raises:
         UserError: a line is not UTF-8, or a gzipped file is damaged.
@@ -35,7 +35,7 @@ def read_lines(path: str | Path) -> Iterator[str]:
 
 
 def parse_number(text: str) -> float:
-    """A decimal number as files of other programs have it: not nan, not infinite, no 1_000 and digits of no other script.
+    """A decimal number as other programs write it: not nan or inf, no 1_000, no digits of another script.
 
     Raises:
         ValueError: it is none.

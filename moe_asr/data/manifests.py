@@ -211,7 +211,7 @@ def _problem(utterance: Utterance, start: float, duration: float, begin: float, 
     if start < 0 or count < 1 or first + count > samples:
         return f"{start:g} s to {start + duration:g} s is nothing within a recording of {recorded:g} s"
     if abs(begin) > _TRIMMED or abs(length - duration) > _TRIMMED:
-        return f"the text is of {length:g} s from second {begin:g} on, the cut has {duration:g} s: trim cuts to supervisions"
+        return f"the text is of second {begin:g} to {begin + length:g} of {duration:g}: trim cuts to supervisions"
     return ""
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import pytest
+from hostile import REFUSED, attempt, files, hostile
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -12,7 +13,6 @@ from moe_asr.data.kaldi_folder import read_kaldi_folder
 from moe_asr.data.lines import is_name, parse_number
 from moe_asr.data.splits import read_parts, read_speakers
 from moe_asr.data.tables import read_table, write_table
-from hostile import REFUSED, attempt, files, hostile
 
 TABLE = (
     "id\taudio\ttext\tspeaker\taccent\tstart\tduration\n"
