@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import soxr
 
 from moe_asr.data.manifests import Utterance
 from moe_asr.errors import UserError
+
+LOUDEST = 100.0  # times full scale, from which on floating-point samples are no sound
 
 
 def load_audio(utterance: Utterance, sample_rate: int, speed: float = 1.0) -> np.ndarray:
@@ -32,7 +35,8 @@ def load_audio(utterance: Utterance, sample_rate: int, speed: float = 1.0) -> np
         with open_audio(utterance.audio) as file:
             if (file.channels, file.samplerate) != (1, utterance.sample_rate):
                 raise ValueError(f"{file.channels} channels at {file.samplerate} Hz, not 1 at {utterance.sample_rate}")
-            file.seek(start)
+            if start:  # libmpg123 loses its bits of earlier frames when told to seek, also to where it is
+                file.seek(start)
             samples = file.read(expected, dtype="float32")
         if len(samples) != expected:
             raise ValueError(f"{len(samples)} samples from sample {start} on, where the manifest has {expected}")
@@ -54,6 +58,22 @@ def open_audio(path: str) -> soundfile.SoundFile:
     if Path(path).stat().st_size == 0:
         raise ValueError("the file is empty")
     return soundfile.SoundFile(os.fsencode(path))  # soundfile encodes no name that is not UTF-8
+
+
+def mono_blocks(file: soundfile.SoundFile, size: int, total: int | None = None) -> Iterator[np.ndarray]:
+    """The next `total` samples, all by default, in blocks of `size`, averaged over channels.
+
+    `soundfile`'s own blocks go by the length in the header, and end with whatever was in memory where less comes.
+    """
+    # soundfile seeks to where it is after each read, upon which libmpg123 loses its bits of earlier frames and says so
+    file.seekable = lambda: False
+    left = float("inf") if total is None else total
+    while left > 0:
+        block_SC = file.read(int(min(size, left)), dtype="float32", always_2d=True)
+        if not len(block_SC):
+            return
+        left -= len(block_SC)
+        yield block_SC[:, 0] if block_SC.shape[1] == 1 else block_SC.mean(1)
 
 
 def why(error: Exception) -> str:

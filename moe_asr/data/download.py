@@ -1,21 +1,18 @@
-"""Fetching corpora: downloads that resume and are checked, and archives that cannot write outside their folder."""
+"""Fetching corpora: downloads that resume and are checked."""
 
 from __future__ import annotations
 
 import hashlib
 import http.client
 import shutil
-import tarfile
 import urllib.error
 import urllib.request
-import zipfile
 from pathlib import Path, PurePosixPath
 
+from moe_asr.data.archives import extract
 from moe_asr.errors import UserError
-from moe_asr.files import atomic_folder
 
 _BLOCK = 1 << 20
-_UNSAFE = getattr(tarfile, "FilterError", ())  # older Pythons have neither the filter nor its error
 
 
 def download(url: str, path: str | Path, sha256: str | None, timeout: float = 30.0) -> None:
@@ -25,7 +22,7 @@ def download(url: str, path: str | Path, sha256: str | None, timeout: float = 30
 
     Args:
         sha256: Of the whole file, in hexadecimal digits. None where the server makes the file anew for each request
-            with other bytes; then the caller checks what is inside.
+            with other bytes; then it starts from its beginning each time, and the caller checks what is inside.
         timeout: Seconds without any data after which the server counts as gone.
 
     Raises:
@@ -36,6 +33,8 @@ def download(url: str, path: str | Path, sha256: str | None, timeout: float = 30
         return
     part = path.with_name(path.name + ".part")
     part.parent.mkdir(parents=True, exist_ok=True)
+    if sha256 is None:
+        part.unlink(missing_ok=True)  # the beginning of other bytes than those that would follow
     try:
         _continue(url, part, timeout)
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
@@ -47,30 +46,6 @@ def download(url: str, path: str | Path, sha256: str | None, timeout: float = 30
         part.unlink()
         raise UserError(f"{url} is not the file expected: its SHA-256 is {found}, not {sha256}")
     part.replace(path)
-
-
-def extract(archive: str | Path, folder: str | Path) -> None:
-    """Unpacks a .zip or .tar archive into a folder, which appears only when all is unpacked.
-
-    Raises:
-        UserError: the archive is damaged, of another kind, or holds a path that leads out of the folder.
-    """
-    try:
-        with atomic_folder(folder) as temporary:
-            if zipfile.is_zipfile(archive):
-                with zipfile.ZipFile(archive) as file:
-                    for name in file.namelist():
-                        _require_inside(name, archive)
-                    file.extractall(temporary)
-            else:
-                if not hasattr(tarfile, "data_filter"):
-                    raise UserError("this Python cannot unpack tar archives safely: use 3.10.12, 3.11.4 or later")
-                with tarfile.open(archive) as file:
-                    file.extractall(temporary, filter="data")
-    except _UNSAFE as error:
-        raise UserError(f"{archive} is not safe to unpack: {error}") from None
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
-        raise UserError(f"cannot unpack {archive}: {error}; remove it to download it again") from None
 
 
 def fetch(url: str, folder: str | Path, sha256: str | None, holds: str) -> None:
@@ -122,16 +97,11 @@ def _continue(url: str, part: Path, timeout: float) -> None:
             return
         raise
     with response, open(part, "ab" if response.status == 206 else "wb") as file:
-        expected = int(response.headers.get("Content-Length", -1))
+        length = response.headers.get("Content-Length", "")
+        expected = int(length) if length.isascii() and length.isdecimal() else -1
         got = 0
         while block := response.read(_BLOCK):
             file.write(block)
             got += len(block)
     if expected not in (-1, got):
         raise ConnectionError(f"the connection broke after {got} of {expected} bytes")
-
-
-def _require_inside(name: str, archive: str | Path) -> None:
-    path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
-        raise UserError(f"{archive} is not safe to unpack: it holds '{name}'")

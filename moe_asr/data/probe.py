@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moe_asr.data.audio import open_audio, why
+from moe_asr.data.audio import LOUDEST, mono_blocks, open_audio, why
 
 _BLOCK = 1 << 16  # samples read at a time
 _UNKNOWN_SIZE = (0, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)  # what programs write which do not know the length yet
@@ -26,7 +26,7 @@ class AudioFacts:
 
 
 def probe(path: str) -> AudioFacts:
-    """Reads the whole file. Faults: unreadable or truncated audio, no samples, not mono, not finite, silent."""
+    """Reads the whole file. Faults: unreadable or truncated, no samples, not mono, not finite, out of range, silent."""
     try:
         missing = missing_bytes(path)
         if missing:
@@ -36,9 +36,9 @@ def probe(path: str) -> AudioFacts:
             declared, rate, channels = file.frames, file.samplerate, file.channels
             if channels != 1:
                 return AudioFacts(problem="not mono", detail=f"{channels} channels")
-            for block in file.blocks(_BLOCK, dtype="float32"):
+            for block in mono_blocks(file, _BLOCK):
                 num_samples += len(block)
-                crc32 = zlib.crc32(block, crc32)
+                crc32 = zlib.crc32(np.ascontiguousarray(block), crc32)
                 # max and min let NaN through, so that it shows in the peak
                 peak = np.maximum(peak, max(np.max(block, initial=0.0), -np.min(block, initial=0.0)))
                 if not np.isfinite(block).all():
@@ -51,6 +51,8 @@ def probe(path: str) -> AudioFacts:
         return AudioFacts(problem="truncated audio", detail=f"{num_samples} of {declared} samples")
     if num_samples == 0:
         return AudioFacts(problem="no samples")
+    if peak > LOUDEST:
+        return AudioFacts(problem="audio out of range", detail=f"samples up to {peak:.3g}, where full scale is 1")
     if peak == 0.0:
         return AudioFacts(problem="silent", detail="all samples are zero")
     return AudioFacts(num_samples, rate, crc32=f"{crc32:08x}")

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
-from moe_asr.data.audio import open_audio, resample, why
+from moe_asr.data.audio import LOUDEST, mono_blocks, open_audio, resample, why
 from moe_asr.data.probe import missing_bytes
 from moe_asr.data.segments import frame_samples, levels
 from moe_asr.errors import UserError
@@ -94,9 +93,11 @@ def read_levels(path: Path) -> Recording:
         with open_audio(str(path)) as file:
             rate, declared = file.samplerate, file.frames
             try:
-                for block_S in _mono_blocks(file, _BLOCK * frame_samples(rate)):
-                    if not np.isfinite(block_S).all():
-                        raise UserError(f"{path}: holds samples that are no numbers (NaN or infinite)")
+                for block_S in mono_blocks(file, _BLOCK * frame_samples(rate)):
+                    if not np.abs(block_S).max() <= LOUDEST:  # NaN as well
+                        raise UserError(
+                            f"{path}: holds samples that are no numbers (NaN or infinite), or over {LOUDEST:g}"
+                        )
                     num_samples += len(block_S)
                     parts.append(levels(block_S, rate))
             except RuntimeError as error:
@@ -128,25 +129,12 @@ def read_pieces(recording: Recording, pieces: Sequence[tuple[int, int]], sample_
             place = 0  # counted, for not all formats seek to the sample
             for first, last in pieces:
                 start, end = first * size, min(last * size, recording.num_samples)
-                for block_S in _mono_blocks(file, _BLOCK * size, start - place):
+                for block_S in mono_blocks(file, _BLOCK * size, start - place):
                     place += len(block_S)
-                samples_S = np.concatenate([*_mono_blocks(file, _BLOCK * size, end - start), np.zeros(0, np.float32)])
+                samples_S = np.concatenate([*mono_blocks(file, _BLOCK * size, end - start), np.zeros(0, np.float32)])
                 place += len(samples_S)
                 if file.samplerate != rate or place != end:
                     raise ValueError("it has changed since it was looked at")
                 yield resample(samples_S, rate, sample_rate)
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(f"{recording.path}: cannot be read: {why(error)}") from None
-
-
-def _mono_blocks(file: soundfile.SoundFile, size: int, total: int | None = None) -> Iterator[np.ndarray]:
-    """The next `total` samples, all by default, in blocks of `size`, averaged over channels."""
-    # soundfile seeks to where it is after each read, upon which libmpg123 loses its bits of earlier frames and says so
-    file.seekable = lambda: False
-    left = float("inf") if total is None else total
-    while left > 0:
-        block_SC = file.read(int(min(size, left)), dtype="float32", always_2d=True)
-        if not len(block_SC):
-            return
-        left -= len(block_SC)
-        yield block_SC[:, 0] if block_SC.shape[1] == 1 else block_SC.mean(1)

@@ -7,7 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from moe_asr.data.download import download, extract, fetch
+from moe_asr.data.archives import extract
+from moe_asr.data.download import download, fetch
 from moe_asr.errors import UserError
 
 CONTENT = bytes(range(256)) * 4000
@@ -89,6 +90,12 @@ def test_complete_part_needs_no_more(server, tmp_path):
     (tmp_path / "c.zip.part").write_bytes(CONTENT)
     download(server.url, tmp_path / "c.zip", SHA256)
     assert (tmp_path / "c.zip").read_bytes() == CONTENT
+
+
+def test_without_checksum_does_not_go_on_from_other_bytes(server, tmp_path):
+    (tmp_path / "c.zip.part").write_bytes(b"of yesterday, when the server made it last")
+    download(server.url, tmp_path / "c.zip", None)
+    assert (tmp_path / "c.zip").read_bytes() == CONTENT and server.ranges == [None]
 
 
 def test_wrong_content_is_not_kept(server, tmp_path):

@@ -3,6 +3,7 @@
 Inputs are the same in every run. `MOE_ASR_FUZZ=20000` tries as many of each instead of 1,000.
 """
 
+import copy
 import json
 import os
 import warnings
@@ -120,6 +121,6 @@ def altered(draw, value):
             elif kind == 1:
                 place.append(place[key])
             else:
-                place[key] = draw(st.sampled_from(VALUES))
+                place[key] = copy.deepcopy(draw(st.sampled_from(VALUES)))
             break
     return json.dumps(value).encode()

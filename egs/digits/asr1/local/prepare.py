@@ -16,8 +16,9 @@ import numpy as np
 import soundfile
 
 from moe_asr.config import run_command
+from moe_asr.data.archives import extract
 from moe_asr.data.audio import resample
-from moe_asr.data.download import download, extract, file_sha256
+from moe_asr.data.download import download, file_sha256
 from moe_asr.data.tables import Row, write_table
 from moe_asr.errors import UserError
 

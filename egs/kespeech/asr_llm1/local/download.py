@@ -9,7 +9,8 @@ from pathlib import Path
 
 from moe_asr.config import run_command
 from moe_asr.data.aishell import ADVICE, PARTS
-from moe_asr.data.download import download, extract, fetch
+from moe_asr.data.archives import extract
+from moe_asr.data.download import download, fetch
 from moe_asr.errors import UserError
 
 ARCHIVE = "data_aishell.tgz"
