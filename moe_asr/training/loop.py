@@ -134,12 +134,18 @@ class Trainer:
         self.model.train()
         self._milestone_if_due()  # a run may have been stopped just before one
         with closing(self._updates()) as updates:
-            while not self._stop and (batches := next(updates, None)) is not None:
+            while not self._stopping and (batches := next(updates, None)) is not None:
                 if batches:
                     self._update(batches)
                 self._milestone_if_due()
                 if every and batches and progress.step % every == 0:
                     self.state.save()
+
+    @property
+    def _stopping(self) -> bool:
+        if world_size() == 1:  # nobody to agree with
+            self._stop = self._signals.received
+        return self._stop is not None
 
     def _agree_to_stop(self, received: Sequence[int | None]) -> None:
         """Takes note of the first signal that any process received, so that all stop in the same place."""
@@ -235,7 +241,7 @@ class Trainer:
             due = progress.step % config.validate_every == 0 and progress.step > 0
         else:
             due = progress.batch == 0 and progress.epoch % config.validate_every == 0 and progress.epoch > 0
-        if not (due or self.finished) or progress.step == progress.milestone or self._stop:
+        if not (due or self.finished) or progress.step == progress.milestone or self._stopping:
             return
         started = time.perf_counter()
         sums = self._validate()
