@@ -33,6 +33,7 @@
 : "${train_cmd=}" "${each_cmd=}" "${decode_cmd=}" "${warm_start:=false}"
 
 . "$MOE_ASR_ROOT/utils/runs.sh"
+known=(--languages "[${base_languages// /, }]") # of the base; a stage that names it does not depend on $languages
 base=$exp_dir/base/final domains=(--data.domain_key language --valid.domain_key language)
 prepared=()
 for language in $languages; do
@@ -112,8 +113,7 @@ make_tokens() { # one set for all languages, with a token for each
   local options manifests=() language
   read -ra options <<<"$tokens"
   for language in $base_languages; do manifests+=(--manifests+ "$data_dir/$language/train.jsonl.gz"); done
-  python3 -m moe_asr.bin.tokens "${manifests[@]}" --out_dir "$data_dir/tokens" \
-    --languages "[${base_languages// /, }]" "${options[@]}"
+  python3 -m moe_asr.bin.tokens "${manifests[@]}" --out_dir "$data_dir/tokens" "${known[@]}" "${options[@]}"
 }
 
 stage_3() {
@@ -144,13 +144,15 @@ train_experts() { # train_experts NAME: $conf/NAME.yaml makes exp/NAME/LANGUAGE 
   done
 }
 
-find_starts() { # find_starts NAME: where there are experts already, LANGUAGE.start names the nearest to one that is new
-  local folder=$exp_dir/$1 language known
-  known=$(for language in $languages; do [ ! -d "$folder/$language/final" ] || echo "$language"; done)
-  [ -n "$known" ] || return 0
-  echo "$known" >"$folder/known.txt"
+find_starts() { # find_starts NAME: for languages that were not among the first, LANGUAGE.start names the nearest expert
+  local folder=$exp_dir/$1 language
+  mkdir -p "$folder"
+  # written before any of them is trained: who is interrupted begins the rest from zero too, as the first did
+  [ -f "$folder/first.txt" ] || tr ' ' '\n' <<<"$languages" >"$folder/first.txt"
+  for language in $languages; do [ ! -d "$folder/$language/final" ] || echo "$language"; done >"$folder/known.txt"
+  [ -s "$folder/known.txt" ] || return 0
   for language in $languages; do
-    if [ ! -d "$folder/$language/final" ] && [ ! -f "$folder/$language.start" ]; then
+    if ! grep -qFx -- "$language" "$folder/first.txt" && [ ! -f "$folder/$language.start" ]; then
       python3 -m moe_asr.bin.nearest --model "$base" --adaptations "$folder/{name}/final" --names "$folder/known.txt" \
         --manifest "$data_dir/$language/train.jsonl.gz" --output "$folder/$language.start"
     fi

@@ -32,7 +32,7 @@ results=             # the table to write; by default RESULTS.md in exp-dir
 conf=conf
 if [ "$mini" = true ]; then
   [ -z "$corpus_dir" ] || option_error "--mini true makes a corpus of its own: leave out --corpus-dir"
-  [ -n "${option_set[languages]-}" ] || languages="de el ru zh-CN"
+  [ -n "${option_set[languages]-}" ] || languages=${base_languages:-de el ru zh-CN}
   conf=conf/mini corpus_dir=$data_dir/corpus model_dir=$data_dir/tiny_whisper
   tokens=${tokens:---kind char} import_options=${import_options:---language_weight 1}
 fi
@@ -41,13 +41,16 @@ fi
 [ -z "$digits" ] || [ -n "$digits_dir" ] || option_error "give --digits-dir, the folder that holds the spoken digits"
 base_languages=${base_languages:-$languages} whisper=${model_dir:-$model} results=${results:-$exp_dir/RESULTS.md}
 . "$MOE_ASR_ROOT/utils/languages.sh"
+lists=()
+for language in $base_languages; do [ "$mini" = true ] || lists+=("$corpus_dir/$language/train.tsv"); done
+unset language
 
 stage_1() {
-  stage "Make manifests of each language; before that a miniature corpus" inputs "$corpus_dir" outputs "${prepared[@]}"
+  stage "Make manifests of each language; before that a miniature corpus" inputs "${lists[@]}" outputs "${prepared[@]}"
   local options language
   read -ra options <<<"$select"
   if [ "$mini" = true ]; then
-    python3 local/miniature.py --out_dir "$corpus_dir" --languages "[${base_languages// /, }]" --num_jobs "$nj"
+    python3 local/miniature.py --out_dir "$corpus_dir" "${known[@]}" --num_jobs "$nj"
     python3 local/tiny_whisper.py --out_dir "$model_dir"
   fi
   for language in $base_languages; do
