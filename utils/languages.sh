@@ -32,6 +32,8 @@
 : "${whisper:?}" "${tokens=}" "${import_options=}" "${conf:=conf}" "${training=}" "${decoding=}" "${against=}"
 : "${train_cmd=}" "${each_cmd=}" "${decode_cmd=}" "${warm_start:=false}"
 
+languages=${languages//[$'\n\t']/ } base_languages=${base_languages//[$'\n\t']/ } # any white space separates
+
 . "$MOE_ASR_ROOT/utils/runs.sh"
 known=(--languages "[${base_languages// /, }]") # of the base; a stage that names it does not depend on $languages
 base=$exp_dir/base/final domains=(--data.domain_key language --valid.domain_key language)
@@ -68,10 +70,11 @@ speech_of() { # speech_of LANGUAGES: sets `speech` to the options for training o
   done
 }
 
-listed() { # listed PATTERN: a list in YAML, of the pattern with each language in the place of &
-  local language words=()
-  for language in $languages; do words+=("\"${1//&/$language}\""); done
-  (IFS=, && echo "[${words[*]}]")
+listed() { # listed BEFORE AFTER: a list in JSON of the languages, each between the two
+  local words
+  read -ra words <<<"$languages"
+  words=("${words[@]/#/"$1"}")
+  json_list "${words[@]/%/"$2"}"
 }
 
 trained() { # prints the systems that training makes
@@ -178,15 +181,15 @@ adapt() { # adapt NAME: on all languages, as $conf/NAME.yaml says
     options+=(--adaptation.experts.rank "$rank" --adaptation.experts.alpha "$alpha")
   fi
   if [ -n "$from" ]; then
-    options+=(--adaptation.experts.num_experts "$count" --adaptation.domains "$(listed '&')"
-      --adaptation.initial_experts "$(listed "$exp_dir/$from/&/final")")
+    options+=(--adaptation.experts.num_experts "$count" --adaptation.domains "$(listed '' '')"
+      --adaptation.initial_experts "$(listed "$exp_dir/$from/" /final)")
   fi
   [ -z "$teachers" ] || options+=(--distillation.teachers "$exp_dir/$teachers/{language}/final")
   echo "- $1"
   train "$1" "${options[@]}" "${speech[@]}"
 }
 
-number_in() { sed -n "s/^ *$2: //p" "$conf/$1.yaml"; } # number_in NAME KEY
+number_in() { sed -n "s/^ *$2: \\([0-9][0-9]*\\).*/\\1/p" "$conf/$1.yaml"; } # number_in NAME KEY
 
 stage_5() {
   local system names folders
