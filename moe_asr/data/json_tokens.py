@@ -11,8 +11,10 @@ from typing import ClassVar, Optional
 
 from moe_asr.errors import UserError
 from moe_asr.files import atomic_write
+from moe_asr.strict_json import parse_json
 
 TOKENIZER = "tokenizer.json"
+_MOST = 10_000_000  # tokens
 
 
 class JsonTokens(ABC):
@@ -40,8 +42,10 @@ class JsonTokens(ABC):
         if not path.is_file():
             raise UserError(f"no tokens at {name}: make them with python -m moe_asr.bin.{self.command}")
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(path.read_bytes())
             pieces = self._pieces(content)
+            if max(pieces) > _MOST:  # each number between becomes a token
+                raise ValueError
             size = size or max(pieces) + 1
             if max(pieces) >= size:
                 raise UserError(f"{name} has {max(pieces) + 1} tokens, but its model only {size}: they do not fit")
@@ -57,7 +61,10 @@ class JsonTokens(ABC):
         import tokenizers  # comes with transformers; those who only use other tokens need not have it
 
         self._content = content
-        self._tokenizer = tokenizers.Tokenizer.from_str(content)
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(content)
+        except Exception as error:  # the library raises no other
+            raise ValueError(str(error)) from None
         self._tokenizer.encode_special_tokens = True  # as the text that they are made of
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()

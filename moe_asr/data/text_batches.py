@@ -8,7 +8,6 @@ Shape suffixes: N sequences of a batch, M positions.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -23,6 +22,7 @@ from moe_asr.data.plan import BatchPlan, Share
 from moe_asr.data.unit_noise import NoiseConfig, UnitNoise
 from moe_asr.data.unit_tokens import BLANK, END, encode_prompt, encode_texts, is_unit
 from moe_asr.errors import UserError
+from moe_asr.strict_json import parse_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -90,7 +90,7 @@ def read_pairs(files: Sequence[str]) -> list[Pair]:
 
 def _pair(line: str, place: str) -> Pair:
     try:
-        values = json.loads(line)
+        values = parse_json(line)
         source, target = values["source"].split(), values["target"]
     except (ValueError, TypeError, KeyError, AttributeError):
         source, target = [], None

@@ -113,8 +113,10 @@ class Tokens:
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model)
-        except RuntimeError:
-            raise UserError(f"{path} is not a sentencepiece model") from None
+            for index in range(self.size):
+                self.piece(index)
+        except (RuntimeError, UnicodeDecodeError):
+            raise UserError(f"{path} is not a sentencepiece model, or is damaged") from None
         found = [self._processor.IdToPiece(i) for i in (BLANK, UNKNOWN, SOS_EOS)]
         if found != ["<blk>", "<unk>", "<sos/eos>"]:
             raise UserError(f"{path} begins with {found}, expected <blk>, <unk>, <sos/eos>: make it with bin/tokens")

@@ -7,7 +7,6 @@ Shape letters: I units of all sequences before, O after; N sequences; K kinds of
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from moe_asr.errors import UserError
+from moe_asr.strict_json import parse_json
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _fill(weights_KK: np.ndarray, table: dict, units: list[str], path: str) -> N
 
 def _read_confusions(path: str) -> dict[str, dict[str, float]]:
     try:
-        table = json.loads(Path(path).read_text(encoding="utf-8"))
+        table = parse_json(Path(path).read_bytes())
         weights = [weight for row in table.values() for weight in row.values()]
         if not all(isinstance(weight, (int, float)) and weight >= 0 for weight in weights):
             raise ValueError

@@ -19,6 +19,7 @@ from moe_asr.experts.attach import attach
 from moe_asr.experts.identity import base_identity
 from moe_asr.experts.layer import ExpertSpec
 from moe_asr.files import atomic_folder
+from moe_asr.strict_json import parse_json
 
 FORMAT = 1
 
@@ -76,8 +77,11 @@ def read_adapter_info(folder: Union[str, Path]) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"no adapter in {folder}: it needs adapter.json and adapter.safetensors")
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-        known = isinstance(info["format"], int) and isinstance(info["specs"], list) and isinstance(info["base"], str)
+        info = parse_json(path.read_bytes())
+        known = type(info["format"]) is int and info["format"] > 0 and isinstance(info["base"], str)
+        known = known and isinstance(info["specs"], list) and all(isinstance(spec, dict) for spec in info["specs"])
+        width = info.get("domain_width", 0)
+        known = known and info["specs"] and type(width) is int and width >= 0
     except (ValueError, KeyError, TypeError):
         known = False
     if not known:

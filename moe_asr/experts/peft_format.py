@@ -20,6 +20,7 @@ from torch import Tensor
 from moe_asr.errors import UserError
 from moe_asr.experts.adapter import Adapter
 from moe_asr.files import atomic_folder
+from moe_asr.strict_json import parse_json
 
 PREFIX = "base_model.model."
 
@@ -130,10 +131,12 @@ def import_expert(adapter: Adapter, index: int, folder: Union[str, Path], prefix
 
 def _read(folder: Path) -> tuple[dict, dict[str, Tensor]]:
     try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        config = parse_json((folder / "adapter_config.json").read_bytes())
         tensors = load_file(folder / "adapter_model.safetensors")
         if config["peft_type"] != "LORA" or config["r"] < 1 or config["lora_alpha"] is None:
             raise UserError(f"{folder} holds a {config['peft_type']} adapter; only LoRA can become an expert")
+        if type(config["r"]) is not int or not 0 < abs(config["lora_alpha"] / config["r"]) < 1e6:
+            raise ValueError(f"r is {config['r']!r}, lora_alpha {config['lora_alpha']!r}")
     except FileNotFoundError as error:
         raise UserError(
             f"{folder} holds no adapter in PEFT's format: {Path(error.filename or '').name} is missing"

@@ -5,7 +5,6 @@ Only safetensors and JSON are read, and no code that comes with a checkpoint is 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from moe_asr.errors import UserError
+from moe_asr.strict_json import parse_json
 
 CONFIG = "config.json"
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -46,7 +46,7 @@ def read_json(path: Path, source: str) -> dict:
     if not path.is_file():
         raise UserError(f"{source} is not a checkpoint of transformers: it has no {path.name}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): fetch it again") from None
     if not isinstance(content, dict):

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from moe_asr.errors import UserError
 from moe_asr.files import atomic_folder
+from moe_asr.strict_json import parse_json
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 _NAME = re.compile(r"step-\d{8,}")
@@ -178,7 +179,7 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
 
 def _read(folder: Path) -> dict:
     try:
-        content = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        content = parse_json((folder / STATE).read_bytes())
         if content["sha256"] != _digest(content["state"], content["files"]):
             raise ValueError("sha256")
     except OSError as error:
