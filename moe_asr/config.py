@@ -146,6 +146,8 @@ def _check_keys(config_type: type, values: dict, where: str) -> None:
             near = difflib.get_close_matches(str(key), hints, n=1)
             advice = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(hints)}"
             raise UserError(f"{where}: unknown key '{key}'; {advice}")
+        if value is None and type(None) not in typing.get_args(hints[key]):
+            raise UserError(f"{where}: {key} is empty; give it a value, or leave it out")
         for part in (hints[key], *typing.get_args(hints[key])):
             if dataclasses.is_dataclass(part):
                 for item in value if isinstance(value, list) else [value]:

@@ -18,6 +18,7 @@ from moe_asr.data.segments import frame_samples, levels
 from moe_asr.errors import UserError
 
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".sph")
+_LEAST_RATE = 1000  # samples a second; below, nothing is left of the band in which speech is looked for
 _BLOCK = 50  # frames read at a time; where a file breaks off, what comes before it in its block is lost
 
 
@@ -92,6 +93,8 @@ def read_levels(path: Path) -> Recording:
         problem = missing_bytes(str(path))
         with open_audio(str(path)) as file:
             rate, declared = file.samplerate, file.frames
+            if rate < _LEAST_RATE:
+                raise UserError(f"{path}: {rate} samples a second are too few for speech")
             try:
                 for block_S in mono_blocks(file, _BLOCK * frame_samples(rate)):
                     if not np.abs(block_S).max() <= LOUDEST:  # NaN as well

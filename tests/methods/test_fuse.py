@@ -14,7 +14,7 @@ from moe_asr.methods.adapter_config import AverageConfig, FuseConfig
 from moe_asr.methods.fuse import average_adaptations, fuse_adaptations
 
 LORA = ExpertSpec(("default",), 1, 2, alpha=4.0, router=RouterSpec(route="given", select="all"))
-COMMANDS = {"fuse": (FuseConfig, command.fuse), "average": (AverageConfig, command.average)}
+COMMANDS = {name: command.COMMANDS[name] for name in ("fuse", "average")}
 
 
 def lora(folder, seed=1, spec=LORA, kind="whisper"):
