@@ -17,7 +17,7 @@ from moe_asr.files import folder_bytes
 from moe_asr.methods.adapt import adapt, load_adapted, read_adaptation
 from moe_asr.methods.adaptation import AdaptationConfig, AdaptedRecogniser
 from moe_asr.methods.adapter_config import ExportConfig, ImportConfig, MergeConfig, ShowConfig
-from moe_asr.methods.fuse import expert_domains
+from moe_asr.methods.fuse import expert_domains, expert_number, known_experts
 from moe_asr.methods.language_experts import FUSION
 from moe_asr.models.folder import LoadedModel, load_model, open_frozen, save_model
 from moe_asr.models.interface import Recogniser
@@ -135,17 +135,13 @@ def _recogniser(loaded: LoadedModel, name: str) -> Recogniser:
 def _expert(adapted: AdaptedRecogniser, folder: str, wanted: Optional[str]) -> int:
     """Number of the expert that is named by its number or domain, or the only one."""
     count = adapted.adapter.num_experts
-    domains = expert_domains(adapted.config, count)
-    known = f"0 to {count - 1}" + (f", or {', '.join(domains)}" if domains else "")
-    if wanted is None:
-        if count > 1:
-            raise UserError(f"{folder} has {count} experts: choose one with --expert, {known}")
-        return 0
-    if wanted in domains:
-        return domains.index(wanted)
-    if wanted.isdecimal() and int(wanted) < count:
-        return int(wanted)
-    raise UserError(f"{folder} has no expert {wanted}; its experts are {known}")
+    if wanted is not None:
+        return expert_number(folder, adapted.config, count, wanted)
+    if count > 1:
+        raise UserError(
+            f"{folder} has {count} experts: choose one with --expert, {known_experts(adapted.config, count)}"
+        )
+    return 0
 
 
 def _weights(

@@ -98,15 +98,27 @@ def named_loras(name: str) -> list[Lora]:
     config = read_adaptation(folder)
     adapter = Path(folder) / "adapter"
     loras = read_loras(folder, read_adapter_info(adapter), read_adapter_tensors(adapter))
-    domains = expert_domains(config, len(loras))
-    if not wanted:
-        return loras
+    return [loras[expert_number(folder, config, len(loras), wanted)]] if wanted else loras
+
+
+def expert_number(folder: str | Path, config: AdaptationConfig, count: int, wanted: str) -> int:
+    """Number of the one of `count` experts that its number or its domain names.
+
+    Raises:
+        UserError: there is no such expert
+    """
+    domains = expert_domains(config, count)
     if wanted in domains:
-        return [loras[domains.index(wanted)]]
-    if wanted.isdecimal() and int(wanted) < len(loras):
-        return [loras[int(wanted)]]
-    known = f"0 to {len(loras) - 1}" + (f", or {', '.join(domains)}" if domains else "")
-    raise UserError(f"{folder} has no expert {wanted}; its experts are {known}")
+        return domains.index(wanted)
+    if wanted.isdecimal() and int(wanted) < count:
+        return int(wanted)
+    raise UserError(f"{folder} has no expert {wanted}; its experts are {known_experts(config, count)}")
+
+
+def known_experts(config: AdaptationConfig, count: int) -> str:
+    """The names of the experts, for messages."""
+    domains = expert_domains(config, count)
+    return f"0 to {count - 1}" + (f", or {', '.join(domains)}" if domains else "")
 
 
 def expert_domains(config: AdaptationConfig, count: int) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ predicted language, in two passes.
 
 from __future__ import annotations
 
-from moe_asr.experts import RouterSpec
+from moe_asr.experts.fuse import ALONE
 
-FUSION = RouterSpec(route="given", select="all")
+FUSION = ALONE
 """The router of a single expert and of several that are fused: each gets the weight that it is given."""
