@@ -14,8 +14,8 @@
 #   quantise         nf4: the language model is in 4 bits; none: not
 #
 # An encoder that is trained here writes units of sound by CTC: then stage 1 makes train_units.tsv and dev_units.tsv, and
-# calls make_units. A language model that is trained here reads such units: then stage 1 makes train_pairs.jsonl and
-# dev_pairs.jsonl.
+# calls make_units. A language model that is trained here reads such units, or longer ones: then stage 1 makes
+# train_pairs.jsonl and dev_pairs.jsonl, and confusions.json if its noise has such a table.
 
 : "${prompt:?}" "${ready_encoder=}" "${encoder_conf:=encoder}" "${encoder_init=}" "${ready_lm=}" "${lm_training=}"
 : "${import_options=}" "${accent_init=}"
@@ -66,6 +66,8 @@ stage_2() {
 stage_3() {
   local made=() options
   read -ra options <<<"$lm_training"
+  [ ! -f "$data_dir/confusions.json" ] ||
+    pair_data+=(--data.noise.confusions "$data_dir/confusions.json" --valid.noise.confusions "$data_dir/confusions.json")
   [ -n "$ready_lm" ] || made=("$exp_dir/lm/final")
   stage "Train the language model on text, or take one over" outputs "${made[@]}"
   if [ -n "$ready_lm" ]; then

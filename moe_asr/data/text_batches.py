@@ -7,7 +7,6 @@ Shape suffixes: N sequences of a batch, M positions.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -46,6 +45,8 @@ class TextDataConfig:
         join_growth: Epochs in which `join` grows to its value, from 0 in the first: which unit a character stands for
             is learned from short sequences, and hardly at all from long ones alone.
         noise: What is done to the sources.
+        noise_growth: Epochs in which the probabilities of substitution, drop and blank grow to their values, from 0 in
+            the first: which character belongs to which unit is hard to find among many blanks.
         loss_on: Whether the target (with the end) or all of the sequence is to be predicted.
     """
 
@@ -57,6 +58,7 @@ class TextDataConfig:
     join: int = 0
     join_growth: int = 0
     noise: NoiseConfig = field(default_factory=NoiseConfig)
+    noise_growth: int = 0
     loss_on: Literal["target", "all"] = "target"
 
 
@@ -110,22 +112,31 @@ class TextBatch:
         ids: Where each sequence, or the first pair in it, stands.
         tokens_NM: Inputs, the sequences without their end; 0 in padding.
         next_NM: What is to be predicted at each position; IGNORED where nothing is.
+        back_NM: Position of the unit before, where a unit begins.
+        look_NM: Position of the unit that stands for what is to be predicted, in pairs with a unit for each character.
+            Both are IGNORED elsewhere.
     """
 
     ids: list[str]
     tokens_NM: Tensor
     next_NM: Tensor
+    back_NM: Tensor
+    look_NM: Tensor
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def part(self, chosen: slice) -> TextBatch:
         """Some of the sequences."""
-        return TextBatch(self.ids[chosen], self.tokens_NM[chosen], self.next_NM[chosen])
+        return TextBatch(self.ids[chosen], *(tensor[chosen] for tensor in self._tensors))
 
     def to(self, device: torch.device | str) -> TextBatch:
         """The same with its tensors on `device`."""
-        return dataclasses.replace(self, tokens_NM=self.tokens_NM.to(device), next_NM=self.next_NM.to(device))
+        return TextBatch(self.ids, *(tensor.to(device) for tensor in self._tensors))
+
+    @property
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return self.tokens_NM, self.next_NM, self.back_NM, self.look_NM
 
 
 class TextLoader:
@@ -187,7 +198,10 @@ class TextLoader:
         """Moves to a position: the next iteration begins there."""
         self.epoch, self.start_batch = epoch, start_batch
         config, drawn = self.config, epoch if self.config.shuffle else 0
-        self._noisy, self._noisy_offsets = self._noise(self._units, self._source_offsets, self._random(drawn, _NOISE))
+        strength = min(1.0, epoch / config.noise_growth) if config.noise_growth else 1.0
+        self._noisy, self._noisy_offsets, self._begins = self._noise(
+            self._units, self._source_offsets, self._random(drawn, _NOISE), strength
+        )
         self._groups = self._join(self._random(drawn, _ORDER))
         lengths = np.diff(self._noisy_offsets) + np.diff(self._target_offsets)
         fixed = len(self._before) + len(self._after) + 1
@@ -227,13 +241,31 @@ class TextLoader:
         sequences, starts = zip(*map(self._sequence, groups))
         longest = max(map(len, sequences)) - 1
         tokens_NM = np.zeros((len(groups), longest), dtype=np.int64)
-        next_NM = np.full_like(tokens_NM, IGNORED)
-        for n, (sequence, start) in enumerate(zip(sequences, starts)):
+        next_NM, back_NM, look_NM = (np.full_like(tokens_NM, IGNORED) for _ in range(3))
+        for n, (group, sequence, start) in enumerate(zip(groups, sequences, starts)):
             tokens_NM[n, : len(sequence) - 1] = sequence[:-1]
             first = max(start, 1) - 1  # the first token of all is predicted from nothing
             next_NM[n, first : len(sequence) - 1] = sequence[first + 1 :]
+            self._guide(group, back_NM[n], look_NM[n])
         ids = [self._pairs[group[0]].place for group in groups]
-        return TextBatch(ids, torch.from_numpy(tokens_NM), torch.from_numpy(next_NM))
+        return TextBatch(ids, *map(torch.from_numpy, (tokens_NM, next_NM, back_NM, look_NM)))
+
+    def _guide(self, group: list[int], back_M: np.ndarray, look_M: np.ndarray) -> None:
+        """Writes down where the units of some pairs as one sequence begin."""
+        place, found = len(self._before), []
+        for i in group:
+            begins = _part(self._begins, self._source_offsets, i)
+            found.append(np.where(begins < 0, IGNORED, begins - self._noisy_offsets[i] + place))
+            place += self._noisy_offsets[i + 1] - self._noisy_offsets[i]
+        place += len(self._after) - 1
+        begin = np.concatenate(found)
+        begin = begin[begin >= 0]
+        back_M[begin[1:]] = begin[:-1]
+        for i, begins in zip(group, found):
+            count = self._target_offsets[i + 1] - self._target_offsets[i]
+            if count == len(begins):
+                look_M[place : place + count] = begins
+            place += count
 
     def _sequence(self, group: list[int]) -> tuple[np.ndarray, int]:
         """The tokens of some pairs as one sequence, and from which position on they are to be predicted."""

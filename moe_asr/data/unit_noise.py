@@ -25,7 +25,8 @@ class NoiseConfig:
         substitute: Probability that it becomes another unit.
         drop: Probability that it vanishes.
         repeat: What is left of it stands there 1 to so many times, each number equally probable.
-        blank: Probability that the blank unit [-] follows it.
+        blank: Probability that the blank unit [-] follows it,
+        blanks: then 1 to so many times, each number equally probable.
         confusions: JSON file of weights, {"[zh]": {"[z]": 3, "[ch]": 1}, ...}, of what a unit becomes that is
             substituted; a unit that is not in it, or all without a file, becomes any other with equal probability.
     """
@@ -34,18 +35,20 @@ class NoiseConfig:
     drop: float = 0.0
     repeat: int = 1
     blank: float = 0.0
+    blanks: int = 1
     confusions: str = ""
 
     def __post_init__(self):
         if min(self.substitute, self.drop, self.blank) < 0 or self.substitute + self.drop > 1 or self.blank > 1:
             raise UserError("noise: substitute, drop and blank are probabilities, substitute + drop at most 1")
-        if self.repeat < 1:
-            raise UserError(f"noise.repeat is {self.repeat}; it must be at least 1")
+        for name in ("repeat", "blanks"):
+            if getattr(self, name) < 1:
+                raise UserError(f"noise.{name} is {getattr(self, name)}; it must be at least 1")
 
     @property
     def longest(self) -> int:
         """The most units that one can become."""
-        return self.repeat + (self.blank > 0)
+        return self.repeat + self.blanks * (self.blank > 0)
 
 
 class UnitNoise:
@@ -71,39 +74,44 @@ class UnitNoise:
         self._cumulative_KK = np.cumsum(weights_KK / weights_KK.sum(1, keepdims=True), axis=1)
 
     def __call__(
-        self, units_I: np.ndarray, offsets: np.ndarray, random: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Noisy units_O and their offsets.
+        self, units_I: np.ndarray, offsets: np.ndarray, random: np.random.Generator, strength: float = 1.0
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Noisy units_O, their offsets, and for each unit of before where it begins in units_O, -1 if it vanished.
 
         Args:
             offsets: (N + 1); sequence n is units_I[offsets[n] : offsets[n + 1]]
+            strength: factor on the probabilities
         """
         config = self.config
+        substitute, drop, blank = (strength * p for p in (config.substitute, config.drop, config.blank))
         fate_I, units_I = random.random(len(units_I)), units_I.copy()
-        changed = np.flatnonzero((fate_I < config.substitute) & (units_I < len(self._cumulative_KK)))
+        changed = np.flatnonzero((fate_I < substitute) & (units_I < len(self._cumulative_KK)))
         drawn = random.random(len(changed))
         for kind in np.unique(units_I[changed]):
             here = units_I[changed] == kind
             row_K = self._cumulative_KK[kind]
             units_I[changed[here]] = np.minimum(np.searchsorted(row_K, drawn[here], "right"), len(row_K) - 1)
         counts_I = random.integers(1, config.repeat, len(units_I), endpoint=True)
-        counts_I[(fate_I >= config.substitute) & (fate_I < config.substitute + config.drop)] = 0
-        blank_I = random.random(len(units_I)) < config.blank
-        ends_I = np.cumsum(counts_I + blank_I)
-        units_O = np.repeat(units_I, counts_I + blank_I)
-        units_O[ends_I[blank_I] - 1] = 0
-        return units_O, np.concatenate([[0], ends_I])[offsets]
+        counts_I[(fate_I >= substitute) & (fate_I < substitute + drop)] = 0
+        blanks_I = random.integers(1, config.blanks, len(units_I), endpoint=True)
+        blanks_I[random.random(len(units_I)) >= blank] = 0
+        ends_I = np.cumsum(counts_I + blanks_I)
+        pieces = np.stack([units_I, np.zeros_like(units_I)], 1).reshape(-1)
+        units_O = np.repeat(pieces, np.stack([counts_I, blanks_I], 1).reshape(-1))
+        begins_I = np.where(counts_I > 0, ends_I - counts_I - blanks_I, -1)
+        return units_O, np.concatenate([[0], ends_I])[offsets], begins_I
 
 
 def _fill(weights_KK: np.ndarray, table: dict, units: list[str], path: str) -> None:
     """Puts the rows of a table in their places."""
+    place = {unit: i for i, unit in enumerate(units)}
     for name, row in table.items():
         for other in (name, *row):
-            if other not in units:
+            if other not in place:
                 raise UserError(f"{path}: the training data has no unit {other}")
-        weights_KK[units.index(name)] = 0
+        weights_KK[place[name]] = 0
         for other, weight in row.items():
-            weights_KK[units.index(name), units.index(other)] = weight * (other != name)
+            weights_KK[place[name], place[other]] = weight * (other != name)
 
 
 def _read_confusions(path: str) -> dict[str, dict[str, float]]:

@@ -29,6 +29,7 @@ from moe_asr.experts import adapter_identity, base_identity
 from moe_asr.files import folder_bytes
 from moe_asr.methods.adaptation import AdaptedRecogniser
 from moe_asr.methods.adaptations import AdaptationFolders, find_adaptations
+from moe_asr.methods.encoder_cache import use_encoder_cache
 from moe_asr.methods.pictures import routing_figure, save_figure
 from moe_asr.methods.routes import Route, RouteOptions
 from moe_asr.methods.routing_monitor import expert_names
@@ -57,6 +58,8 @@ class DecodeConfig:
         best: the experts of the most probable domain get all the weight
         fallback: above 0, experts fade towards the base model where the domain is uncertain
         precision: fp32, or bf16 for the products inside the model
+        encoder_cache: folder for the states of the encoder, see bin/train; the batch's other utterances then do not matter
+            to them even in the last digit
         max_duration: of a batch, in seconds, padding included
         num_workers: processes that load audio
         on_change: what to do with a decode in out_dir of another model or other settings: error, or restart, which
@@ -75,6 +78,7 @@ class DecodeConfig:
     best: bool = False
     fallback: float = 0.0
     precision: Precision = "fp32"
+    encoder_cache: str = ""
     max_duration: float = 120.0
     num_workers: int = 0
     on_change: Literal["error", "restart"] = "error"
@@ -118,6 +122,8 @@ def decode(config: DecodeConfig) -> None:
         key, instead = adapted.config.domain_key, "global_route to posterior or uniform"
         domains = adapted.config.domains
         check_labels(loader.utterances, key, domains, config.manifest, config.adaptation, instead)
+    if config.encoder_cache:
+        use_encoder_cache(adapted or loaded.model, config.encoder_cache)
     find_texts = BatchDecoder(loaded, adapted, config.search, device, options, config.precision, config.language)
     settings = _settings(config, loaded, adapted)
     started = time.perf_counter()

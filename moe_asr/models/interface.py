@@ -72,6 +72,8 @@ class Model(nn.Module, ABC):
     """
 
     encoder: nn.Module
+    encoder_cache: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    """What is called in the place of a frozen encoder, if anything is."""
 
     default_targets: ClassVar[tuple[str, ...]]
     """Regular expressions that match whole names of the linear layers which adapters go to unless told otherwise."""
@@ -85,7 +87,7 @@ class Model(nn.Module, ABC):
 
     def encode(self, features_NTF: Tensor, feature_lengths_N: Tensor) -> tuple[Tensor, Tensor]:
         """Encoder states_NTD, zero in padding frames, and the number of encoder frames of each utterance."""
-        return self.encoder(features_NTF, feature_lengths_N)
+        return (self.encoder_cache or self.encoder)(features_NTF, feature_lengths_N)
 
     def output_lengths(self, feature_lengths_N: Tensor) -> Tensor:
         """Encoder frames from feature frames; all linear layers of the encoder see that many."""

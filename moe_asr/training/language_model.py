@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -15,9 +17,10 @@ import torch
 
 from moe_asr.config import save_config
 from moe_asr.data.plan import Share
-from moe_asr.data.text_batches import TextBatch, TextDataConfig, TextLoader, read_pairs
+from moe_asr.data.text_batches import Pair, TextBatch, TextDataConfig, TextLoader, read_pairs
 from moe_asr.data.unit_tokens import END, build_tokenizer, save_tokenizer
 from moe_asr.device import pick_device
+from moe_asr.errors import UserError
 from moe_asr.files import atomic_folder
 from moe_asr.models.interface import Loss
 from moe_asr.models.language_model import LanguageModel, LanguageModelConfig
@@ -44,6 +47,10 @@ class LanguageModelRunConfig:
         prompt: what stands around the units, and later around the speech, whose place <speech> marks
         vocab_size: most characters that the model can write, the most frequent ones; 0 takes all
         model: size of the model
+        like_units: whether a character's embedding begins near those of its units, as pairs with one unit for each
+            character tell; where an output is mostly a copy of what is read, that is found far sooner so
+        guidance: weight in the loss of training of where two heads are to look, for pairs with one unit for each
+            character; see `LanguageModel`
         train: the loop and its optimiser
         on_change: what to do with a run in exp_dir that had other settings or data: error, or restart, which throws it
             away
@@ -56,6 +63,8 @@ class LanguageModelRunConfig:
     prompt: str = "<speech>="
     vocab_size: int = 0
     model: LanguageModelConfig = field(default_factory=LanguageModelConfig)
+    like_units: bool = False
+    guidance: float = 0.0
     train: TrainConfig = field(default_factory=TrainConfig)
     on_change: Literal["error", "restart"] = "error"
     device: str = "auto"
@@ -82,7 +91,9 @@ def _train(config: LanguageModelRunConfig) -> Progress:
     share = Share(rank(), world_size(), world_size())
     valid_loader = TextLoader(config.valid, valid_pairs, tokenizer, config.prompt, most, share)
     torch.manual_seed(config.train.seed)
-    model = LanguageModel(config.model, tokenizer.get_vocab_size(), tokenizer.token_to_id(END))
+    model = LanguageModel(config.model, tokenizer.get_vocab_size(), tokenizer.token_to_id(END), config.guidance)
+    if config.like_units:
+        begin_like_units(model, pairs, tokenizer)
     model.to(device).train()
     with run_folder(config) as exp_dir:
         trainer = _make_trainer(config, model, tokenizer, loader, valid_loader)
@@ -96,6 +107,29 @@ def _train(config: LanguageModelRunConfig) -> Progress:
     return trainer.progress
 
 
+@torch.no_grad()
+def begin_like_units(model: LanguageModel, pairs: Sequence[Pair], tokenizer: Tokenizer) -> None:
+    """Sets  e_c <- e_c / 2 + sum_u p(u | c) e_u  for each character c that has units u in pairs with as many units.
+
+    The random half keeps apart what sounds alike.
+
+    Raises:
+        UserError: there is no such pair
+    """
+    counts = Counter(both for pair in pairs if len(pair.source) == len(pair.target) for both in zip(pair.target, pair.source))
+    if not counts:
+        raise UserError("like_units needs pairs with one unit for each character, and there is none")
+    ids = tokenizer.get_vocab()
+    rows = [(ids[character], ids[unit], count) for (character, unit), count in counts.items() if character in ids]
+    characters, units, numbers = (torch.tensor(column) for column in zip(*rows))
+    weight_VW = model.lm.get_input_embeddings().weight
+    total_V = torch.zeros(len(weight_VW)).index_add_(0, characters, numbers.float())
+    share = numbers / total_V[characters]
+    mean_VW = torch.zeros_like(weight_VW).index_add_(0, characters, share[:, None] * weight_VW[units])
+    known = total_V > 0
+    weight_VW[known] = weight_VW[known] / 2 + mean_VW[known]
+
+
 def _make_trainer(
     config: LanguageModelRunConfig,
     model: LanguageModel,
@@ -104,7 +138,7 @@ def _make_trainer(
     valid_loader: TextLoader,
 ) -> Trainer:
     def forward(batch: TextBatch, generator: torch.Generator | None) -> Loss:
-        return model(batch.tokens_NM, batch.next_NM)
+        return model(batch.tokens_NM, batch.next_NM, batch.back_NM, batch.look_NM)
 
     def batches(epoch: int, start: int) -> TextLoader:
         loader.seek(epoch, start)

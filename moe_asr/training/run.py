@@ -29,6 +29,7 @@ from moe_asr.experts import adapter_identity, base_identity
 from moe_asr.methods.adapt import adapt, load_adapted
 from moe_asr.methods.adaptation import AdaptationConfig, AdaptedRecogniser
 from moe_asr.methods.distillation import DistillationConfig, Distiller
+from moe_asr.methods.encoder_cache import use_encoder_cache
 from moe_asr.methods.routing_monitor import RoutingMonitor
 from moe_asr.models.build import ModelConfig, build_model, complete_config
 from moe_asr.models.folder import FolderConfig, LoadedModel, load_model, open_frozen, save_model
@@ -68,6 +69,8 @@ class RunConfig:
         train: the loop and its optimiser
         on_change: what to do with a run in exp_dir that had other settings, data or models: error, or restart, which
             throws it away
+        encoder_cache: folder for the states of a frozen encoder, which then encodes each utterance (at each speed) once
+            only; runs on the same encoder may share it
         gradient_checkpointing: recompute activations in the backward pass, to save memory
         device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one
     """
@@ -89,6 +92,7 @@ class RunConfig:
     augment: Optional[SpecAugmentConfig] = None
     train: TrainConfig = field(default_factory=TrainConfig)
     on_change: Literal["error", "restart"] = "error"
+    encoder_cache: str = ""
     gradient_checkpointing: bool = False
     device: str = "auto"
 
@@ -116,6 +120,8 @@ def _train(config: RunConfig) -> Progress:
             if rank() == 0 and not kept:
                 save_config(_resolved(config, folder, model), exp_dir / "config.yaml")
             base = _lower_frozen(model, config.train.precision)
+            if config.encoder_cache:
+                use_encoder_cache(model, config.encoder_cache)
             trainer.train()
             if rank() != 0 or kept:  # a file that is there already stays the same file, byte for byte
                 pass

@@ -106,6 +106,18 @@ def test_sequences_grow_over_the_first_epochs():
     assert grown[2:] == [sequences(epoch) for epoch in (2, 3)]
 
 
+def test_noise_grows_over_the_first_epochs():
+    """The first is without any; from then on more and more positions are not what the pairs say."""
+    growing, _ = loader(noise=NoiseConfig(blank=0.5), noise_growth=2)
+    lengths = []
+    for epoch in range(4):
+        growing.seek(epoch)
+        lengths.append(sum(int((batch.next_NM >= 0).sum() + (batch.tokens_NM > 0).sum()) for batch in growing))
+    clean, _ = loader()
+    assert lengths[0] == sum(int((batch.next_NM >= 0).sum() + (batch.tokens_NM > 0).sum()) for batch in clean)
+    assert lengths[0] < lengths[1] < min(lengths[2:]) and abs(lengths[2] - lengths[3]) < lengths[1] - lengths[0]
+
+
 def test_short_pairs_are_joined():
     batches, tokenizer = loader(join=12, max_tokens=30, loss_on="all")
     seen = []

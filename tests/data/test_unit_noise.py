@@ -14,7 +14,7 @@ KINDS = ["[-]", "[a]", "[b]", "[c]", "[d]"]
 def noisy(units, offsets=None, seed=0, **settings):
     units = np.asarray(units)
     offsets = np.array([0, len(units)]) if offsets is None else np.asarray(offsets)
-    return UnitNoise(NoiseConfig(**settings), KINDS)(units, offsets, np.random.default_rng(seed))
+    return UnitNoise(NoiseConfig(**settings), KINDS)(units, offsets, np.random.default_rng(seed))[:2]
 
 
 def test_no_noise_changes_nothing():
@@ -36,6 +36,23 @@ def test_repeats_and_blanks_keep_the_order():
     assert abs(blanks / 4000 - 0.25) < 0.03 and all(length == 1 for kind, length in runs if not kind)
     lengths = np.bincount([length for kind, length in runs if kind], minlength=4)[1:]
     assert len(lengths) == 3 and np.abs(lengths / 4000 - 1 / 3).max() < 0.03
+
+
+def test_as_many_blanks_as_told_each_number_equally_often():
+    units, _ = noisy(np.arange(6000) % 4 + 1, blank=0.5, blanks=3)
+    lengths = np.bincount([len(list(run)) for kind, run in _runs(units) if not kind], minlength=4)[1:]
+    assert len(lengths) == 3 and np.abs(lengths / 6000 - 0.5 / 3).max() < 0.02
+    assert units[units > 0].tolist() == (np.arange(6000) % 4 + 1).tolist()
+    assert NoiseConfig(blank=0.5, blanks=3, repeat=2).longest == 5
+
+
+def test_strength_scales_the_probabilities():
+    settings = NoiseConfig(substitute=0.4, drop=0.2, blank=0.6)
+    units, offsets, noise = np.ones(9000, dtype=int), np.array([0, 9000]), UnitNoise(settings, KINDS)
+    assert noise(units, offsets, np.random.default_rng(0), 0.0)[0].tolist() == units.tolist()
+    found = noise(units, offsets, np.random.default_rng(0), 0.5)[0]
+    shares = np.bincount(found, minlength=5) / 9000
+    assert abs(shares[0] - 0.3) < 0.02 and abs(shares[1] - 0.7) < 0.02 and abs(shares[1:].sum() - 0.9) < 0.02
 
 
 def _runs(units):
@@ -94,5 +111,6 @@ def test_bad_tables_and_probabilities(tmp_path):
     for settings in ({"substitute": 0.6, "drop": 0.5}, {"blank": 1.1}, {"drop": -0.1}):
         with pytest.raises(UserError, match="are probabilities"):
             NoiseConfig(**settings)
-    with pytest.raises(UserError, match="repeat is 0"):
-        NoiseConfig(repeat=0)
+    for name in ("repeat", "blanks"):
+        with pytest.raises(UserError, match=f"{name} is 0"):
+            NoiseConfig(**{name: 0})

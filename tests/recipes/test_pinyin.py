@@ -1,4 +1,4 @@
-"""Units of Mandarin text, and the pairs that a language model learns from."""
+"""Sounds of Mandarin text, and the pairs that a language model learns from."""
 
 import json
 import subprocess
@@ -30,13 +30,22 @@ def pinyin(monkeypatch):
         ("二嗯", "er 4 n 2"),
     ],
 )
-def test_units(pinyin, text, units):
-    assert pinyin.units(text) == units.split()
+def test_syllables(pinyin, text, units):
+    found = pinyin.read(text)
+    assert len(found) == len(text) and [part for syllable in found for part in syllable] == units.split()
 
 
 @pytest.mark.parametrize("text", ["大a", "三3", "オ", "天 安", "𫊻"])
-def test_text_without_a_reading_has_no_units(pinyin, text):
-    assert pinyin.units(text) is None
+def test_text_without_a_reading_has_no_syllables(pinyin, text):
+    assert pinyin.read(text) is None
+
+
+def test_a_syllable_is_taken_for_those_that_differ_in_one_part(pinyin):
+    syllables = {("d", "a", "4"), ("d", "a", "1"), ("t", "a", "4"), ("a", "4"), ("d", "i", "1"), ("sh", "i", "3")}
+    table = pinyin.confusions(syllables)
+    assert table["[da4]"] == {"[da1]": 1.0, "[ta4]": 0.5, "[a4]": 0.5}  # one other tone, two other initials
+    assert table["[da1]"] == {"[da4]": 1.0, "[di1]": 1.0} and table["[a4]"] == {"[da4]": 0.5, "[ta4]": 0.5}
+    assert "[shi3]" not in table  # like none of them
 
 
 def run(*options):
@@ -53,14 +62,17 @@ def table(tmp_path):
 def test_table_and_pairs(table, tmp_path):
     pytest.importorskip("jieba", reason="words are drawn from jieba's list")
     words = ["--words", "50", "--most_characters", "5"]
-    done = run("--table", table, "--out_table", tmp_path / "u.tsv", "--out_pairs", tmp_path / "p.jsonl", *words)
+    made = ["--out_table", tmp_path / "u.tsv", "--out_confusions", tmp_path / "c.json"]
+    done = run("--table", table, "--out_pairs", tmp_path / "p.jsonl", *made, *words)
     assert done.returncode == 0, done.stderr
     assert "1 utterances, 2 left out" in done.stdout
     rows = (tmp_path / "u.tsv").read_text(encoding="utf-8").splitlines()
     assert len(rows) == 2 and rows[1].split("\t")[2:] == ["d a 4 sh i 3 g uan 3", "Wu"]
     pairs = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert pairs[0] == {"source": "[d] [a] [4] [sh] [i] [3] [g] [uan] [3]", "target": "大使馆"}
+    assert pairs[0] == {"source": "[da4] [shi3] [guan3]", "target": "大使馆"}
     assert len(pairs) == 51 and len(set("".join(pair["target"] for pair in pairs)) - set("大使馆")) <= 5
+    spoken = {unit for pair in pairs for unit in pair["source"].split()}
+    assert set(json.loads((tmp_path / "c.json").read_text(encoding="utf-8"))) <= spoken
     run("--table", table, "--out_pairs", tmp_path / "again.jsonl", *words)
     assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "p.jsonl").read_bytes()
 

@@ -10,13 +10,14 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from moe_asr.config import parse_config
-from moe_asr.data.text_batches import TextDataConfig
+from moe_asr.data.text_batches import Pair, TextDataConfig
 from moe_asr.data.unit_noise import NoiseConfig
+from moe_asr.data.unit_tokens import build_tokenizer
 from moe_asr.errors import UserError
 from moe_asr.models.language_model import LanguageModel, LanguageModelConfig
 from moe_asr.models.lm_checkpoint import read_lm
 from moe_asr.training.config import TrainConfig
-from moe_asr.training.language_model import LanguageModelRunConfig, train_language_model
+from moe_asr.training.language_model import LanguageModelRunConfig, begin_like_units, train_language_model
 from moe_asr.training.optimizer import OptimConfig
 from moe_asr.training.schedule import ScheduleConfig
 
@@ -99,6 +100,27 @@ def test_the_folder_can_be_imported(config):
     lm = read_lm(f"{config.exp_dir}/final")
     assert lm.config["max_position_embeddings"] == 64 and lm.tokens.piece(lm.end) == "<|end|>"
     assert lm.output is None and lm.state["embed_tokens.weight"].shape == (lm.tokens.size, 16)
+
+
+def test_characters_begin_near_their_units():
+    pairs = [
+        Pair(("[x]", "[y]"), "ab", ""),
+        Pair(("[x]", "[z]"), "aa", ""),
+        Pair(("[y]", "[y]"), "a", ""),  # not one unit for each
+    ]
+    tokenizer = build_tokenizer(["abc"], ["[x]", "[y]", "[z]"], "<speech>=")
+    torch.manual_seed(0)
+    model = LanguageModel(SIZE, tokenizer.get_vocab_size(), 1)
+    weight_VW, number = model.lm.get_input_embeddings().weight, tokenizer.token_to_id
+    before = weight_VW.detach().clone()
+    begin_like_units(model, pairs, tokenizer)
+    x, y, z = (before[number(f"[{unit}]")] for unit in "xyz")
+    torch.testing.assert_close(weight_VW[number("a")], before[number("a")] / 2 + 2 / 3 * x + 1 / 3 * z)
+    torch.testing.assert_close(weight_VW[number("b")], before[number("b")] / 2 + y)
+    rest = [i for i in range(len(before)) if i not in (number("a"), number("b"))]
+    assert torch.equal(weight_VW[rest], before[rest])
+    with pytest.raises(UserError, match="like_units needs pairs with one unit for each character"):
+        begin_like_units(model, pairs[2:], tokenizer)
 
 
 def test_an_interrupted_run_is_the_whole_run(config, tmp_path):

@@ -20,10 +20,10 @@ results=RESULTS.md # the table to write
 [ -n "$corpus_dir" ] || option_error "give --corpus-dir, the folder that holds zh-CN/ (Common Voice, unpacked)"
 [[ $encoder =~ ^(whisper|conformer)$ ]] || option_error "--encoder takes whisper or conformer, not '$encoder'"
 general=Northern normaliser=mandarin metric=cer prompt="<speech>=" encoder_conf=$encoder
-import_options="--projector.stride 1"
+import_options="--projector.stride 2"
 if [ "$encoder" = whisper ]; then
   encoder_init=${model_dir:+$model_dir/whisper-tiny.en} encoder_init=${encoder_init:-openai/whisper-tiny.en}
-  import_options="--projector.stride 2" # so there are 25 frames a second, as the language model has learned to read
+  import_options="--projector.stride 5" # so there are 10 frames a second, as the language model has learned to read
 fi
 systems=${systems:-full lora top1 top2 dense adamole hdmole hdmole_without_global hdmole_without_local hdmole_fixed hdmole_oracle hdmole_base}
 . "$MOE_ASR_ROOT/utils/speech_llm.sh"
@@ -35,14 +35,14 @@ stage_1() {
   read -ra options <<<"$text"
   python3 local/prepare.py --corpus_dir "$corpus_dir/zh-CN" --out_dir "$data_dir" --general "$general"
   python3 local/pinyin.py --table "$data_dir/train_text.tsv" --out_table "$data_dir/train_units.tsv" \
-    --out_pairs "$data_dir/train_pairs.jsonl" "${options[@]}"
+    --out_pairs "$data_dir/train_pairs.jsonl" --out_confusions "$data_dir/confusions.json" "${options[@]}"
   python3 local/pinyin.py --table "$data_dir/dev_text.tsv" --out_table "$data_dir/dev_units.tsv" \
     --out_pairs "$data_dir/dev_pairs.jsonl"
   make_manifests
   make_units
 }
 
-start_projector() { # start_projector FROM TO: on the general domain, by what the encoder's CTC output hears
+start_projector() { # start_projector FROM TO: on the general domain, by the syllables that the encoder's CTC output hears
   python3 local/start_projector.py --units "$exp_dir/$encoder_conf/final" --init "$1" \
     --manifest "$data_dir/train_general.jsonl.gz" --out_dir "$2"
 }

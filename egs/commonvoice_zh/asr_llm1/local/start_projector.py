@@ -1,27 +1,29 @@
-"""Starts a projector: it learns to say in the language model's embeddings of units what the encoder's CTC output hears.
+"""Starts a projector: it learns to say in the language model's embeddings of syllables what the encoder's CTC hears.
 
 From nothing the projector would have to find out through a frozen language model what that can read, which takes much
-speech and many updates. Here every frame has a target: the unit that CTC writes there, or wrote last. Where it writes
-several during one frame, they follow one by one; before the first unit there is the blank. This is ours, and no part of
-HDMoLE; all systems of the comparison begin with it.
+speech and many updates. Here every frame has a target: the syllable that CTC finishes there, or the blank. Where it
+finishes several during one frame, they follow one by one. This is ours, and no part of HDMoLE; all systems of the
+comparison begin with it.
 
-    loss = mean over real frames of |projector(states)_l - embedding(unit_l)|^2 / mean |embedding|^2
+    loss = mean over real frames of |projector(states)_l - embedding(syllable_l)|^2 / mean |embedding|^2
 
-Shape letters: N utterances, T encoder frames, L frames after the projector, W width of the language model, V units.
+Shape letters: N utterances, T encoder frames, L frames after the projector, W width of the language model, K what the
+language model reads: the blank and syllables.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from pinyin import INITIALS
 from torch import Tensor, nn
 
 from moe_asr.config import run_command
 from moe_asr.data.batches import BatchLoader, DataConfig
 from moe_asr.data.features import log_mel
-from moe_asr.data.unit_tokens import BLANK
-from moe_asr.errors import UserError
+from moe_asr.data.unit_tokens import BLANK, is_unit
 from moe_asr.models.folder import LoadedModel, load_model, open_frozen, save_model
 from moe_asr.models.time_conv import real_mask
 
@@ -51,45 +53,73 @@ class StartConfig:
     seed: int = 0
 
 
-def heard(best_NT: Tensor, lengths_N: Tensor, blank: int, stride: int, num_frames: int) -> Tensor:
-    """The unit of each frame after the projector, (N, L); `blank` before the first one.
+class Ear:
+    """Puts the units that CTC writes (initials, finals, tones) together to syllables.
 
     Args:
-        best_NT: most probable unit of each encoder frame, of which `lengths` are real
-        stride: encoder frames in a frame after the projector
+        units: All units, "" for those that are no sound.
+        syllables: Those that can be said, such as "da4".
     """
-    units_NL = torch.full((len(best_NT), num_frames), blank)
-    for units_L, best, length in zip(units_NL, best_NT.tolist(), lengths_N.tolist()):
-        waiting, now, before = [], blank, blank
-        for frame in range(num_frames):
-            for unit in best[frame * stride : min(length, (frame + 1) * stride)]:
-                if unit != before and unit != blank:
-                    waiting.append(unit)
-                before = unit
-            now = waiting.pop(0) if waiting else now
-            units_L[frame] = now
-    return units_NL
+
+    def __init__(self, units: Sequence[str], syllables: Sequence[str]):
+        self.units, self.number = units, {syllable: i for i, syllable in enumerate(syllables, 1)}
+
+    def __call__(self, best_NT: Tensor, lengths_N: Tensor, stride: int, num_frames: int) -> Tensor:
+        """The syllable of each frame after the projector, counted from 1, or 0 for the blank: (N, L).
+
+        Args:
+            best_NT: Most probable unit of each encoder frame, of which `lengths` are real.
+            stride: Encoder frames in a frame after the projector.
+        """
+        said_NL = torch.zeros(len(best_NT), num_frames, dtype=torch.int64)
+        for said_L, best, length in zip(said_NL, best_NT.tolist(), lengths_N.tolist()):
+            free = 0  # the first frame that nothing was put in
+            for frame, syllable in self._syllables(best[:length]):
+                free = max(free, frame // stride)
+                if free < num_frames:
+                    said_L[free] = syllable
+                free += 1
+        return said_NL
+
+    def _syllables(self, best: list[int]) -> list[tuple[int, int]]:
+        """Each with the frame where it ends; one that cannot be said gets another tone, or is left out."""
+        found, initial, final, end, before = [], "", "", 0, None
+
+        def finish(tone: str) -> None:
+            if final:
+                tried = [initial + final + number for number in tone + "41235"]  # the most frequent one first
+                found.extend([(end, self.number[one]) for one in tried if one in self.number][:1])
+
+        for frame, number in enumerate([*best, None]):
+            unit = "" if number is None or number == before else self.units[number]
+            before = number
+            if unit.isdigit():
+                end = frame
+                finish(unit)
+                initial = final = ""
+            elif unit in INITIALS or number is None or (unit and final):
+                finish("")  # its tone was not heard
+                initial, final, end = (unit, "", frame) if unit in INITIALS else ("", unit, frame)
+            elif unit:
+                final, end = unit, frame
+        return found
 
 
-def embeddings_of(loaded: LoadedModel, ctc: LoadedModel) -> Tensor:
-    """The language model's embeddings of the CTC output's units, (V, W).
-
-    Raises:
-        UserError: it has no token for one of them
-    """
-    pieces = [ctc.tokens.piece(unit).lstrip("\u2581") for unit in range(ctc.tokens.size)]
-    names = [BLANK if piece.startswith("<") else f"[{piece}]" for piece in pieces]
-    tokens = [loaded.tokens.find(name) for name in names]
-    if None in tokens:
-        raise UserError(f"the language model has no token {names[tokens.index(None)]}: train it on these units")
-    return loaded.model.embed(torch.tensor(tokens)).detach().float()
+def readable(loaded: LoadedModel) -> tuple[list[str], Tensor]:
+    """Syllables that the language model reads, and its embeddings of the blank and of them, (K, W)."""
+    tokens = loaded.tokens
+    names = [piece for piece in map(tokens.piece, range(tokens.size)) if is_unit(piece) and piece != BLANK]
+    ids = torch.tensor([tokens.find(name) for name in [BLANK, *names]])
+    return [name[1:-1] for name in names], loaded.model.embed(ids).detach().float()
 
 
 def start(config: StartConfig) -> None:
     loaded, ctc = load_model(config.init), load_model(config.units)
-    model, blank, stride = loaded.model, ctc.model.blank, loaded.model.projector.conv2.stride[0]
-    embedding_VW = embeddings_of(loaded, ctc)
-    scale = embedding_VW.square().mean()
+    model, stride = loaded.model, loaded.model.projector.conv2.stride[0]
+    syllables, embedding_KW = readable(loaded)
+    pieces = [ctc.tokens.piece(unit).lstrip("\u2581") for unit in range(ctc.tokens.size)]
+    ear = Ear(["" if piece.startswith("<") else piece for piece in pieces], syllables)
+    scale = embedding_KW.square().mean()
     torch.manual_seed(config.seed)
     loader = BatchLoader(DataConfig([config.manifest], max_duration=config.max_duration, seed=config.seed), None)
     total = config.epochs * len(loader)
@@ -97,27 +127,25 @@ def start(config: StartConfig) -> None:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / 50, 1 - step / total))
     for epoch in range(config.epochs):
         loader.seek(epoch)
-        losses, right, frames = 0.0, 0, 0
+        losses, right, said, frames = 0.0, 0, 0, 0
         for batch in loader:
-            with torch.autocast("cpu", torch.bfloat16):
-                features_NTF, lengths_N = log_mel(batch.audio_NS, batch.audio_lengths_N, loaded.config.features)
-                with torch.no_grad():
-                    best_NT = ctc.model.log_probs(features_NTF, lengths_N)[0].argmax(2)
-                    states_NTD, lengths_N = model.encode(features_NTF, lengths_N)
-                speech_NLW, frames_N = model.projector(states_NTD, lengths_N)
-            units_NL = heard(best_NT, lengths_N, blank, stride, speech_NLW.shape[1])
+            features_NTF, lengths_N = log_mel(batch.audio_NS, batch.audio_lengths_N, loaded.config.features)
+            with torch.no_grad():
+                best_NT = ctc.model.log_probs(features_NTF, lengths_N)[0].argmax(2)
+                states_NTD, lengths_N = model.encode(features_NTF, lengths_N)
+            speech_NLW, frames_N = model.projector(states_NTD, lengths_N)
+            said_NL = ear(best_NT, lengths_N, stride, speech_NLW.shape[1])
             real_NL = real_mask(frames_N, speech_NLW.shape[1])
-            speech_MW, units_M = speech_NLW.float()[real_NL], units_NL[real_NL]
-            loss = nn.functional.mse_loss(speech_MW, embedding_VW[units_M]) / scale
+            speech_MW, said_M = speech_NLW[real_NL], said_NL[real_NL]
+            loss = nn.functional.mse_loss(speech_MW, embedding_KW[said_M]) / scale
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-            nearest_M = torch.cdist(speech_MW.detach(), embedding_VW).argmin(1)
-            losses, frames = losses + loss.item() * len(units_M), frames + len(units_M)
-            right += int((nearest_M == units_M).sum())
-        nearest = f"nearest unit right in {right / frames:.1%} of the frames"
-        print(f"epoch {epoch + 1}: error {losses / frames:.3f}, {nearest}")
+            nearest_M = torch.cdist(speech_MW.detach(), embedding_KW).argmin(1)
+            losses, frames = losses + loss.item() * len(said_M), frames + len(said_M)
+            right, said = right + int(((nearest_M == said_M) & (said_M > 0)).sum()), said + int((said_M > 0).sum())
+        print(f"epoch {epoch + 1}: error {losses / frames:.3f}, {right / max(1, said):.1%} of the syllables in their place")
     with open_frozen(config.init) as frozen:
         save_model(config.out_dir, model.eval(), replace(loaded.config, untrained=True), loaded.tokens, frozen)
 
