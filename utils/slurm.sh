@@ -38,6 +38,17 @@ sbatch "${options[@]}" --job-name="$name" --output="$queue/$name.%a.out" "$queue
 trap 'scancel "$(cut -d ";" -f 1 "$queue/$name.id")"; exit 130' INT TERM
 wait $!
 code=$?
+still_there() { # whether SLURM has any of the jobs, or does not answer
+  local id said
+  id=$(cut -d ";" -f 1 "$queue/$name.id")
+  [ -n "$id" ] || return 1
+  said=$(squeue --noheader "--jobs=$id" 2>&1) && [ -n "$said" ] || [[ $said == *"contact slurm controller"* ]]
+}
+while still_there; do # sbatch takes a job for ended that it looks at in the moment when that is queued again
+  code=0
+  sleep 2 &
+  wait $!
+done
 for _ in 1 2 3 4 5; do # a shared file system may show the ends of logs late
   if [ $code = 0 ] && [ -n "$(failed_jobs)" ]; then sleep 1; fi
 done

@@ -33,7 +33,6 @@ def load_in_order(items: Dataset, num_workers: int, say: Callable[[str], None]) 
             Subset(items, range(done, len(items))),
             batch_size=None,
             num_workers=num_workers,
-            worker_init_fn=_ignore_stop_signals,
             pin_memory=torch.cuda.is_available(),
         )
         iterator = _start(loader)
@@ -62,22 +61,20 @@ def load_in_order(items: Dataset, num_workers: int, say: Callable[[str], None]) 
 
 
 def _start(loader: DataLoader) -> Iterator:
-    """Starts the processes without torch's handler of SIGCHLD, which would raise an error in the middle of whatever the
-    main thread is at, such as an update or the writing of a checkpoint."""
-    if threading.current_thread() is not threading.main_thread():
-        return iter(loader)
-    before = signal.getsignal(signal.SIGCHLD)
+    """Starts the processes deaf to stop signals, from their first instruction on: one to the whole process group is for
+    the training process, which still saves and ends its workers itself. And without torch's handler of SIGCHLD, which
+    would raise an error in the middle of whatever the main thread is at, such as an update or the writing of a
+    checkpoint."""
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGCHLD)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # which a new process inherits
     try:
         return iter(loader)
     finally:
-        signal.signal(signal.SIGCHLD, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if main:
+            signal.signal(signal.SIGCHLD, handler)
 
 
 def _how(code: int | None) -> str:
     return f"killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
-
-
-def _ignore_stop_signals(worker: int) -> None:
-    # A signal to the whole process group is for the training process, which still saves; it ends its workers itself.
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)

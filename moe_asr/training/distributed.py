@@ -134,7 +134,17 @@ def _naming_the_lost() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # what torch raises when a connection breaks
-        raise OthersEnded(_words() or _lost(error)) from error
+        raise others_ended(error) from error
+
+
+def connection_broke(error: Exception) -> bool:
+    """Whether an error in the midst of computing is one of the connection to another process."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def others_ended(error: Exception) -> OthersEnded:
+    """What to raise for an error of the connection: the words of the process that has ended, if it left any."""
+    return OthersEnded(_words() or _lost(error))
 
 
 def _lost(error: Exception) -> str:

@@ -116,7 +116,9 @@ def begin_like_units(model: LanguageModel, pairs: Sequence[Pair], tokenizer: Tok
     Raises:
         UserError: there is no such pair
     """
-    counts = Counter(both for pair in pairs if len(pair.source) == len(pair.target) for both in zip(pair.target, pair.source))
+    counts = Counter(
+        both for pair in pairs if len(pair.source) == len(pair.target) for both in zip(pair.target, pair.source)
+    )
     if not counts:
         raise UserError("like_units needs pairs with one unit for each character, and there is none")
     ids = tokenizer.get_vocab()

@@ -95,6 +95,10 @@ class Trainer:
         self._epoch_length: int | None = None
         self._clock, self._heard = time.perf_counter(), 0.0
 
+    def use_idle(self, idle: Callable[[bool], None] | None) -> None:
+        """Has processes compute equally often: `idle` stands for a batch that this one lacks, see `sharding`."""
+        self._updater.idle = idle
+
     def train(self) -> None:
         """Trains to the end. The model then holds the mean of the checkpoints that the configuration asks for.
 
@@ -272,7 +276,7 @@ class Trainer:
         batches = iter(self._valid_batches() if self._valid_batches else ())
         while group := list(islice(batches, world_size())):
             own = [batch for batch in group if batch is not None]
-            figures = [asdict(self._updater.evaluate(batch)) for batch in own]
+            figures = [asdict(self._updater.evaluate(batch)) for batch in own or [None]]
             for received, found, troubles in (told := gather([self._signals.received, figures, loading_troubles(own)])):
                 for figure in found:
                     sums.add(LossSums(**figure))

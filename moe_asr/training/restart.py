@@ -20,7 +20,9 @@ from moe_asr.training.loop import Trainer
 # What a run leaves in its folder, and what starting anew removes.
 _LOGS = ("train.log", "metrics.jsonl", "skipped.jsonl", "tensorboard", "routing")
 _OUTCOME = ("config.yaml", *_LOGS, "checkpoints", "final")
-_OTHER_SETTINGS = ("train", "exp_dir", "device", "on_change", "gradient_checkpointing", "encoder_cache")
+_OTHER_SETTINGS = (
+    "train", "exp_dir", "device", "on_change", "encoder_cache", "gradient_checkpointing", "shard_frozen",
+)  # fmt: skip
 
 
 class RunSettings(Protocol):

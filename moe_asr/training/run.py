@@ -35,7 +35,7 @@ from moe_asr.models.build import ModelConfig, build_model, complete_config
 from moe_asr.models.folder import FolderConfig, LoadedModel, load_model, open_frozen, save_model
 from moe_asr.models.interface import Loss, Model, Recogniser
 from moe_asr.models.lengths import check_lengths
-from moe_asr.models.precision import Precision, lower_weights
+from moe_asr.models.precision import lower_weights
 from moe_asr.provenance import record
 from moe_asr.training.config import TrainConfig
 from moe_asr.training.distil import make_distiller
@@ -43,6 +43,7 @@ from moe_asr.training.distributed import processes, rank, world_size
 from moe_asr.training.loop import Trainer
 from moe_asr.training.restart import is_finished, run_folder, run_identity, start_trainer
 from moe_asr.training.run_state import Progress
+from moe_asr.training.sharding import check_shardable, shard_frozen
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ class RunConfig:
         encoder_cache: folder for the states of a frozen encoder, which then encodes each utterance (at each speed) once
             only; runs on the same encoder may share it
         gradient_checkpointing: recompute activations in the backward pass, to save memory
+        shard_frozen: with several processes, each holds only its share of the layers of a speech LLM's frozen language
+            model (FSDP of torch) and gets the others when it needs them
         device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one
     """
 
@@ -94,6 +97,7 @@ class RunConfig:
     on_change: Literal["error", "restart"] = "error"
     encoder_cache: str = ""
     gradient_checkpointing: bool = False
+    shard_frozen: bool = False
     device: str = "auto"
 
 
@@ -113,13 +117,19 @@ def _train(config: RunConfig) -> Progress:
     with open_frozen(config.init) as frozen:
         folder, tokens, model = _start(config)
         model, trainable = _prepare(config, model)
+        if config.shard_frozen:
+            check_shardable(model)
+        if config.encoder_cache and config.augment is not None:
+            raise UserError("encoder_cache keeps states of what is heard again, and augment changes it each time")
         model.to(device).train()
         with run_folder(config) as exp_dir:
             trainer = _make_trainer(config, model, folder, tokens, trainable)
             kept = is_finished(config)  # of the same model and data, or there would be no trainer for it
             if rank() == 0 and not kept:
                 save_config(_resolved(config, folder, model), exp_dir / "config.yaml")
-            base = _lower_frozen(model, config.train.precision)
+            base = _lower_frozen(model, config)
+            if config.shard_frozen:
+                trainer.use_idle(shard_frozen(model))
             if config.encoder_cache:
                 use_encoder_cache(model, config.encoder_cache)
             trainer.train()
@@ -172,13 +182,16 @@ def _unfreeze(model: Model, frozen: tuple[str, ...]) -> list[str]:
     return names
 
 
-def _lower_frozen(model: nn.Module, precision: Precision) -> Optional[str]:
-    """Puts frozen parts into the precision of the products; returns the identity that the recogniser had before."""
+def _lower_frozen(model: nn.Module, config: RunConfig) -> Optional[str]:
+    """Puts frozen parts into the precision of the products; returns the identity that the recogniser had before, if it
+    cannot be found later."""
     recogniser = model.recogniser if isinstance(model, AdaptedRecogniser) else model
-    if precision == "fp32" or not recogniser.frozen_parts:
+    lower = config.train.precision != "fp32" and recogniser.frozen_parts
+    if not lower and not config.shard_frozen:
         return None
     identity = base_identity(recogniser)
-    lower_weights(recogniser, precision, recogniser.frozen_parts)
+    if lower:
+        lower_weights(recogniser, config.train.precision, recogniser.frozen_parts)
     return identity
 
 
@@ -200,6 +213,8 @@ def _make_trainer(
 
     computed: Callable[..., Loss] = model
     if config.distillation is not None:
+        if config.shard_frozen:
+            raise UserError("shard_frozen and distillation do not go together yet: leave one of them out")
         computed = make_distiller(config, model, folder, train_loader, valid_loader)
 
     def forward(batch: Batch, generator: Optional[torch.Generator]) -> Loss:

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe_asr.training.distributed import gather, sum_gradients
-from moe_asr.training.memory import Piece, in_pieces
+from moe_asr.errors import UserError
+from moe_asr.training.distributed import connection_broke, gather, others_ended, sum_gradients
+from moe_asr.training.memory import Piece, in_pieces, out_of_memory
 from moe_asr.training.optimizer import set_learning_rate
 
 # forward(batch, generator) -> loss with `total`, `count` and `parts`, all of them sums over the batch
@@ -101,6 +102,8 @@ class Updater:
         self._forward, self.optimizer, self.device = forward, optimizer, device
         self._limit = clip_grad_norm or math.inf
         self._bf16, self._seed = precision == "bf16", seed
+        self.idle: Callable[[bool], None] | None = None
+        """Where processes must compute equally often, what stands for a batch that this one lacks, see `sharding`."""
 
     def __call__(self, batches: Sequence, epoch: int, first: int, lr: float, turn: int | None = None) -> Update:
         """Consumes `batches`, the first of which is number `first` of its epoch, at learning rate `lr`.
@@ -120,7 +123,9 @@ class Updater:
 
         pieces = [Piece(n, batch) for n, batch in enumerate(batches, first) if batch is not None and batch.ids]
         troubles: list[dict] = []
-        losses = in_pieces(pieces, backward, lambda: self.optimizer.zero_grad(set_to_none=True), _teller(troubles))
+        losses = self._compute(
+            pieces, backward, lambda: self.optimizer.zero_grad(set_to_none=True), _teller(troubles), True
+        )
         groups = self.optimizer.param_groups
         sum_gradients([p for group in groups for p in group["params"]])
         named = [pair for group in groups for pair in zip(group["names"], group["params"])]
@@ -151,11 +156,36 @@ class Updater:
 
     @torch.no_grad()
     def evaluate(self, batch: Any) -> LossSums:
-        """The loss of one batch, without randomness and gradients; the model must be in eval mode."""
-        pieces = [Piece(0, batch)] if batch.ids else []
-        losses = in_pieces(pieces, lambda piece: self.forward(piece.batch, None), lambda: None, lambda *_: None)
+        """The loss of one batch, without randomness and gradients; the model must be in eval mode.
+
+        Args:
+            batch: None if only other processes have one
+        """
+        pieces = [Piece(0, batch)] if batch is not None and batch.ids else []
+        losses = self._compute(
+            pieces, lambda piece: self.forward(piece.batch, None), lambda: None, lambda *_: None, False
+        )
         names, rows = _rows([loss for _, loss in losses], self.device)
         return _total(_sums(names, rows.flatten().tolist()))
+
+    def _compute(self, pieces: list[Piece], compute, again, say, backwards: bool) -> list[tuple[int, Any]]:
+        """See `in_pieces`; with `idle`, in whole batches and as often as the process that has most of them."""
+        if self.idle is None:
+            return in_pieces(pieces, compute, again, say)
+        most = max(gather(len(pieces)))
+        try:
+            results = [(piece.number, compute(piece)) for piece in pieces]
+            for _ in range(most - len(pieces)):
+                self.idle(backwards)
+        except (RuntimeError, MemoryError) as error:
+            if connection_broke(error):
+                raise others_ended(error) from error
+            if not out_of_memory(error):
+                raise
+            raise UserError(
+                "out of memory, and with shard_frozen no batch is computed in parts: lower data.max_duration"
+            ) from error
+        return results
 
     def forward(self, batch: Any, generator: torch.Generator | None) -> Any:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16):

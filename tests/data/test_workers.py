@@ -3,10 +3,12 @@ import signal
 
 import pytest
 from torch.utils.data import Dataset
+from torch.utils.data._utils import signal_handling
 
 from moe_asr.data import workers
 from moe_asr.data.workers import load_in_order
 from moe_asr.errors import UserError
+from moe_asr.signals import STOP_SIGNALS
 
 
 class Items(Dataset):
@@ -52,3 +54,18 @@ def test_errors_of_the_items_are_not_deaths(tmp_path):
     for number in (0, 1):
         with pytest.raises(RuntimeError, match="broken item"):
             next(load_in_order(Broken(tmp_path, 0), number, pytest.fail))
+
+
+def test_a_stop_signal_reaches_no_worker_not_even_one_that_is_being_started(monkeypatch):
+    """As when a scheduler signals the whole process group; torch's own handler would end the process."""
+    install = signal_handling._set_worker_signal_handlers
+
+    def install_and_signal():
+        install()
+        for number in STOP_SIGNALS:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(signal_handling, "_set_worker_signal_handlers", install_and_signal)
+    mask, said = signal.pthread_sigmask(signal.SIG_BLOCK, []), []
+    assert list(load_in_order(range(6), 2, said.append)) == list(range(6)) and not said
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == mask

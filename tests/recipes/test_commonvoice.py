@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -34,7 +33,6 @@ def contents(folder):
     return {path: hashlib.sha256(path.read_bytes()).digest() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-@pytest.mark.skipif("MOE_ASR_LONG" not in os.environ, reason="takes five minutes: MOE_ASR_LONG=1 runs it")
 def test_miniature_runs_whole_and_one_more_language_leaves_the_experts_of_the_others_as_they_are(tmp_path):
     experts = tmp_path / "exp/expert"
     recipe(tmp_path, "--languages", "de el ru", "--stop-stage", "3")

@@ -39,6 +39,23 @@ def test_mini_accents_runs_whole(mini):
         assert (folder / "exp/hdmole/test" / name).is_file()
 
 
+def results(folder):
+    """Adapters, base models and recognised texts."""
+    kinds = ("*.safetensors", "hyps.jsonl", "recogs-*.txt")
+    paths = [path for kind in kinds for path in (folder / "exp").rglob(kind) if "checkpoints" not in path.parts]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def test_a_second_run_gives_the_same_bytes(mini, tmp_path):
+    """From the synthesis of the corpus on, in other folders, on one thread."""
+    folder, _ = mini
+    before = results(folder)
+    recipe("mini_accents/asr1", tmp_path, SMALL, SHORT)
+    again = results(tmp_path)
+    assert sorted(again) == sorted(before) and any("recogs" in name for name in again)
+    assert [name for name in again if again[name] != before[name]] == []
+
+
 def test_a_finished_recipe_runs_again_in_no_time(mini):
     folder, _ = mini
     table = (folder / "RESULTS.md").read_bytes()

@@ -16,7 +16,9 @@ DA4, SHI3, A4, DI4, DI3 = range(1, 6)
 
 
 def heard(best, stride=1, num_frames=None):
-    return EAR(torch.tensor([best]), torch.tensor([len(best)]), stride, num_frames or -(-len(best) // stride))[0].tolist()
+    return EAR(torch.tensor([best]), torch.tensor([len(best)]), stride, num_frames or -(-len(best) // stride))[
+        0
+    ].tolist()
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from moe_asr.config import load_config, save_config
 from moe_asr.training.run import RunConfig, train
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = ["kespeech/asr_llm1", "librispeech/asr1", "tedlium3/asr1"]
+RECIPES = ["commonvoice/asr1", "kespeech/asr_llm1", "librispeech/asr1", "tedlium3/asr1"]
 
 RECIPE = """#!/usr/bin/env bash
 # Stages that submit jobs.

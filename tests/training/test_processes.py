@@ -1,11 +1,8 @@
 """Training by several processes is training by one, only faster."""
 
-import json
-import multiprocessing
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,8 +12,9 @@ import pytest
 import torch
 import torch._dynamo  # noqa: F401, which the optimiser would import anew in each process
 from safetensors.torch import load_file
+from several import run, trace
 
-from moe_asr.config import load_config, run_command, save_config
+from moe_asr.config import load_config, save_config
 from moe_asr.methods.adaptation import AdaptationConfig
 from moe_asr.methods.saml import SamlConfig
 from moe_asr.training.optimizer import GroupConfig, OptimConfig
@@ -44,37 +42,6 @@ def config(corpus, tmp_path):
         valid=data,
         train=loop,
     )
-
-
-def port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-def run(config, count, before=lambda rank: None):
-    """Trains with `count` processes as a command does; returns their exit codes and what they say on stderr."""
-    folder, place = Path(config.exp_dir).with_suffix(".said"), str(port())
-    folder.mkdir(exist_ok=True)
-
-    def one(rank):
-        os.environ.update(RANK=str(rank), WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=place)
-        sys.stderr = open(folder / str(rank), "w")
-        before(rank)
-        save_config(config, folder / f"{rank}.yaml")
-        run_command(RunConfig, train, ["--config", str(folder / f"{rank}.yaml")])
-
-    processes = [multiprocessing.get_context("fork").Process(target=one, args=(rank,)) for rank in range(count)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(900)
-    return [process.exitcode for process in processes], [(folder / str(rank)).read_text() for rank in range(count)]
-
-
-def trace(folder):
-    records = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in r.items() if "seconds" not in k} for r in records]
 
 
 def weights(folder):

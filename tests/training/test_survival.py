@@ -4,6 +4,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import platform
 import signal
 import subprocess
 import time
@@ -24,6 +25,8 @@ from moe_asr.training.optimizer import GroupConfig, OptimConfig
 from moe_asr.training.run import RunConfig, train
 from moe_asr.training.schedule import ScheduleConfig
 from moe_asr.training.update import Updater
+
+GOLDEN = Path(__file__).with_name("golden_losses.json")
 
 # All that has a state: dropout, augmentation, speeds, a schedule, and two optimisers that take turns.
 OPTIM = OptimConfig(
@@ -99,6 +102,31 @@ def whole(corpus, tmp_path_factory):
     config = configure(corpus, tmp_path_factory.mktemp("whole") / "run")
     assert apart(train_and_note, config) == 0
     return config
+
+
+def test_the_losses_are_the_stored_ones(whole):
+    """To the bit where the processor and torch are known; to rounding elsewhere.
+
+    MOE_ASR_GOLDEN=write stores those of this machine, after a change that is meant to change them.
+    """
+    stored = json.loads(GOLDEN.read_text())
+    found = [r.get("loss") or r["valid"]["loss"] for r in trace(whole)]
+    here = f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {processor()}"
+    if os.environ.get("MOE_ASR_GOLDEN") == "write":
+        GOLDEN.write_text(json.dumps({**stored, here: found}, indent=1, sort_keys=True) + "\n")
+    elif here in stored:
+        assert found == stored[here]
+    else:
+        print(f"no losses are stored for {here}: compared with others up to rounding")
+        assert stored and all(found == pytest.approx(losses, rel=1e-3) for losses in stored.values())
+
+
+def processor():
+    """Its model: libraries choose how to compute by it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,24 @@ def test_slurm_interrupted_cancels_the_jobs(slurm):
     os.killpg(process.pid, signal.SIGKILL)
 
 
+def test_slurm_jobs_that_sbatch_takes_for_ended_are_waited_for(slurm):
+    """As it does when it looks at a job that is being queued again; the controller may be away then, too."""
+    slurm.script("sbatch", "#!/bin/sh\necho '42;cluster'\nexit 1\n")
+    slurm.script(
+        "squeue",
+        """#!/bin/sh
+        echo "$@" >>asked
+        case $(wc -l <asked) in
+          1) echo " 42 all x root CG" ;;
+          2) echo "slurm_load_jobs error: Unable to contact slurm controller (connect failure)" >&2 && exit 1 ;;
+          3) echo " 42 all x root R" && echo "# Ended (code 0)" >x.log ;;
+          *) echo "slurm_load_jobs error: Invalid job id specified" >&2 && exit 1 ;;
+        esac""",
+    )
+    slurm("x.log", "true")
+    assert slurm.read("asked").splitlines() == ["--noheader --jobs=42"] * 4
+
+
 SAVES = """trap 'touch saved.JOB; exit 138' USR1; [ ! -e saved.JOB ] || exit 0
 touch started.JOB; while :; do sleep 0.1; done"""
 
