@@ -92,7 +92,7 @@ stage_4() {
     start_projector "$from" "$exp_dir/started"
     from=$exp_dir/started
   fi
-  train base --init "$from" "${general_data[@]}"
+  train base --init "$from" "${general_data[@]}" "${cached[@]}"
 }
 
 stage_5() {

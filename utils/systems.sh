@@ -13,7 +13,8 @@
 #   training decoding         options for all training runs, and for all decodes
 #   train_cmd decode_cmd      job back ends, in cmd.sh; empty runs jobs here, one after the other
 #
-# and who sources this sets $base, the model folder that experts go on, and, where a system that is trained as a whole
+# and, where no system changes a speech encoder that stays as it is, cached=(--encoder_cache FOLDER) after sourcing this.
+# Who sources this sets $base, the model folder that experts go on, and, where a system that is trained as a whole
 # starts from another, $full_base.
 #
 # A system's configuration holds the options of its training run, on top of those in $conf/systems.yaml where there is
@@ -28,6 +29,7 @@
 
 . "$MOE_ASR_ROOT/utils/runs.sh"
 tables="train_general train_accents dev_general dev_accents test"
+cached=()
 prepared=("$data_dir"/{train_general,train_accents,dev_general,dev_accents,test}.jsonl.gz) # of stage 1
 general_data=(--data.manifests+ "$data_dir/train_general.jsonl.gz" --valid.manifests+ "$data_dir/dev_general.jsonl.gz")
 accent_data=(--data.manifests+ "$data_dir/train_accents.jsonl.gz" --valid.manifests+ "$data_dir/dev_accents.jsonl.gz")
@@ -63,7 +65,7 @@ train_single() { # train_single NAME: $conf/NAME.yaml makes exp/NAME/ACCENT for 
   echo "- $1"
   job "$train_cmd" "$exp_dir/log/train-$1.log" python3 -m moe_asr.bin.train_each "${options[@]}" \
     --exp_dir "$exp_dir/$1/{name}" --on_change restart --names "$data_dir/accents.txt" --data.accent "{name}" \
-    --init "$base" "${general_data[@]}" "${accent_data[@]}"
+    --init "$base" "${general_data[@]}" "${accent_data[@]}" "${cached[@]}"
 }
 
 list_accents() { # of the training data, in the order of experts
@@ -86,7 +88,7 @@ adapt() { # adapt NAME: full fine-tuning, or experts on the frozen base, as $con
     options+=(--adaptation.initial_experts "$(json_list "${accents[@]/%//final}")")
   fi
   echo "- $1"
-  train "$1" "${options[@]}" "${accent_data[@]}"
+  train "$1" "${options[@]}" "${accent_data[@]}" "${cached[@]}"
 }
 
 decode_system() { # decode_system NAME: the test set, with the base or with a system
@@ -103,7 +105,7 @@ decode_system() { # decode_system NAME: the test set, with the base or with a sy
     fi
   fi
   job "$decode_cmd" "$exp_dir/log/decode-$1.log" python3 -m moe_asr.bin.decode "${options[@]}" "${model[@]}" \
-    --manifest "$data_dir/test.jsonl.gz" --out_dir "$exp_dir/$1/test" --on_change restart
+    --manifest "$data_dir/test.jsonl.gz" --out_dir "$exp_dir/$1/test" --on_change restart "${cached[@]}"
 }
 
 score_systems() { # scores the decodes, and writes the table

@@ -58,8 +58,7 @@ class DecodeConfig:
         best: the experts of the most probable domain get all the weight
         fallback: above 0, experts fade towards the base model where the domain is uncertain
         precision: fp32, or bf16 for the products inside the model
-        encoder_cache: folder for the states of the encoder, see bin/train; the batch's other utterances then do not matter
-            to them even in the last digit
+        encoder_cache: folder for the states of the encoder, see bin/train
         max_duration: of a batch, in seconds, padding included
         num_workers: processes that load audio
         on_change: what to do with a decode in out_dir of another model or other settings: error, or restart, which

@@ -36,10 +36,10 @@ def use_encoder_cache(model: nn.Module, folder: str | Path) -> None:
 class EncoderCache:
     """Called in the place of an encoder.
 
-    States are found by the encoder's weights, the number format and the features themselves, whatever made these, so all
-    runs on the same encoder may share a folder. Each utterance is encoded alone: what is kept does not depend on what
-    it was in a batch with. A file for each utterance and speed: 0.4 MB for 5 s of Whisper tiny. A damaged one is written
-    anew.
+    States are found by the encoder's weights, the number format and the features themselves, whatever made these, so
+    all runs on the same encoder may share a folder. Each utterance is encoded alone: what is kept does not depend on
+    what it was in a batch with. A file for each utterance and speed: 0.4 MB for 5 s of Whisper tiny. A damaged one is
+    written anew.
 
     Args:
         encoder: takes (features_NTF, lengths_N) and gives (states_NLD, lengths_N)

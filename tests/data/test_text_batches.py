@@ -7,7 +7,7 @@ import pytest
 
 from moe_asr.data.text_batches import IGNORED, Pair, TextDataConfig, TextLoader, read_pairs
 from moe_asr.data.unit_noise import NoiseConfig
-from moe_asr.data.unit_tokens import build_tokenizer
+from moe_asr.data.unit_tokens import BLANK, build_tokenizer, is_unit
 from moe_asr.errors import UserError
 
 PROMPT = "?<speech>="
@@ -116,6 +116,33 @@ def test_noise_grows_over_the_first_epochs():
     clean, _ = loader()
     assert lengths[0] == sum(int((batch.next_NM >= 0).sum() + (batch.tokens_NM > 0).sum()) for batch in clean)
     assert lengths[0] < lengths[1] < min(lengths[2:]) and abs(lengths[2] - lengths[3]) < lengths[1] - lengths[0]
+
+
+def test_where_to_look_for_what_is_written():
+    """Each unit that is left looks back at the one before, each character at its unit, also across joined pairs."""
+    noise = NoiseConfig(drop=0.2, repeat=2, blank=0.5, blanks=2)
+    found, tokenizer = loader(join=30, noise=noise, max_tokens=200, max_positions=200)
+    name, looked, vanished = tokenizer.id_to_token, 0, 0
+    for batch in found:
+        for tokens_M, next_M, back_M, look_M in zip(batch.tokens_NM, batch.next_NM, batch.back_NM, batch.look_NM):
+            begins = sorted({*back_M[back_M >= 0].tolist(), *(back_M >= 0).nonzero().flatten().tolist()})
+            assert back_M[begins[1:]].tolist() == begins[:-1] and all(is_unit(name(tokens_M[i])) for i in begins)
+            assert not any(name(tokens_M[i]) == BLANK for i in begins)
+            places = (next_M >= 0).nonzero().flatten().tolist()[:-1]  # but for the end
+            for m in places:
+                if look_M[m] >= 0:
+                    assert name(tokens_M[look_M[m]]) == f"[{name(next_M[m])}]"
+            seen = look_M[places][look_M[places] >= 0].tolist()
+            assert seen == begins or len(begins) < 2
+            looked, vanished = looked + len(seen), vanished + len(places) - len(seen)
+            assert look_M[(next_M < 0)].max() < 0
+    assert looked > 100 and vanished > 10
+
+
+def test_pairs_with_other_numbers_of_units_and_characters_are_not_looked_at():
+    found, _ = loader([Pair(("[a]", "[b]"), "abc", ""), Pair(("[a]", "[b]", "[c]"), "abc", "")])
+    (batch,) = found
+    assert sorted((batch.look_NM >= 0).sum(1).tolist()) == [0, 3] and sorted((batch.back_NM >= 0).sum(1)) == [1, 2]
 
 
 def test_short_pairs_are_joined():

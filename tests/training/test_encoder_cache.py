@@ -79,12 +79,13 @@ def test_decoding_takes_the_same_states(config, corpus, base, tmp_path, encoded)
 
 def test_what_is_kept_is_exact_and_a_damaged_file_is_written_anew(base, tmp_path):
     encoder = load_model(base).model.encoder
-    cache = EncoderCache(encoder, tmp_path)
+    folder = tmp_path / "cache"
+    cache = EncoderCache(encoder, folder)
     features_NTF, lengths_N = torch.randn(2, 60, 20), torch.tensor([60, 37])
     with torch.no_grad():
         expected, expected_lengths_N = encoder(features_NTF, lengths_N)
         found = [cache(features_NTF, lengths_N)]
-        files = sorted(tmp_path.rglob("*.safetensors"))
+        files = sorted(folder.rglob("*.safetensors"))
         kept = [file.read_bytes() for file in files]
         files[0].write_bytes(kept[0][: len(kept[0]) // 2])
         found.append(cache(features_NTF, lengths_N))
@@ -100,8 +101,8 @@ def test_other_weights_have_other_states(base, tmp_path):
     with torch.no_grad():
         next(other.parameters()).add_(1)
     features_NTF, lengths_N = torch.randn(1, 40, 20), torch.tensor([40])
-    one, two = (EncoderCache(encoder, tmp_path)(features_NTF, lengths_N)[0] for encoder in (loaded, other))
-    assert not torch.equal(one, two) and len(list(tmp_path.rglob("*.safetensors"))) == 2
+    one, two = (EncoderCache(encoder, tmp_path / "cache")(features_NTF, lengths_N)[0] for encoder in (loaded, other))
+    assert not torch.equal(one, two) and len(list((tmp_path / "cache").rglob("*.safetensors"))) == 2
 
 
 def test_encoders_that_change_are_refused(config, corpus, tmp_path):

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from moe_asr.config import parse_config
-from moe_asr.data.text_batches import Pair, TextDataConfig
+from moe_asr.data.text_batches import Pair, TextDataConfig, TextLoader
 from moe_asr.data.unit_noise import NoiseConfig
 from moe_asr.data.unit_tokens import build_tokenizer
 from moe_asr.errors import UserError
@@ -121,6 +121,30 @@ def test_characters_begin_near_their_units():
     assert torch.equal(weight_VW[rest], before[rest])
     with pytest.raises(UserError, match="like_units needs pairs with one unit for each character"):
         begin_like_units(model, pairs[2:], tokenizer)
+
+
+def test_guided_heads_are_paid_for_where_they_look(config):
+    """The loss by hand; without guidance, and outside training, it is the cross-entropy alone."""
+    tokenizer = build_tokenizer(["abc"], ["[x]", "[y]", "[z]"], "<speech>=")
+    pairs = [Pair(("[x]", "[y]", "[z]"), "abc", ""), Pair(("[y]", "[x]"), "ba", "")]
+    noise = NoiseConfig(blank=0.5, blanks=2, drop=0.2)
+    (batch,) = TextLoader(TextDataConfig(max_tokens=60, noise=noise), pairs, tokenizer, "<speech>=", 64)
+    torch.manual_seed(0)
+    model = LanguageModel(SIZE, tokenizer.get_vocab_size(), 1, guidance=0.3)
+    places = (batch.back_NM, batch.look_NM)
+    plain = model.eval()(batch.tokens_NM, batch.next_NM, *places).total
+    weights = model.lm.model(batch.tokens_NM, output_attentions=True).attentions
+    expected = plain.clone()
+    for layer, place_NM in enumerate(places):
+        for n in range(2):
+            for m in range(place_NM.shape[1]):
+                if place_NM[n, m] >= 0:
+                    expected -= 0.3 * weights[layer][n, 0, m, place_NM[n, m]].log()
+    assert expected > plain + 1
+    torch.testing.assert_close(model.train()(batch.tokens_NM, batch.next_NM, *places).total, expected)
+    without = LanguageModel(SIZE, tokenizer.get_vocab_size(), 1)
+    without.load_state_dict(model.state_dict())
+    torch.testing.assert_close(without.train()(batch.tokens_NM, batch.next_NM, *places).total, plain)
 
 
 def test_an_interrupted_run_is_the_whole_run(config, tmp_path):

@@ -27,6 +27,7 @@ if [ "$encoder" = whisper ]; then
 fi
 systems=${systems:-full lora top1 top2 dense adamole hdmole hdmole_without_global hdmole_without_local hdmole_fixed hdmole_oracle hdmole_base}
 . "$MOE_ASR_ROOT/utils/speech_llm.sh"
+cached=(--encoder_cache "$exp_dir/encoder_states") # which would take most of the time
 
 stage_1() {
   stage "Make manifests, units of sound and text to train a language model on" inputs "$corpus_dir/zh-CN/train.tsv" \

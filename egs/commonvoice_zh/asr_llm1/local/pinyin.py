@@ -1,8 +1,9 @@
 """Mandarin text as sounds for an encoder to write, and pairs of syllables and text for training a language model.
 
 A character has one unit for its initial, if it has one, one for its final and one for its tone: 大使馆 is
-`d a 4 sh i 3 g uan 3`, and what a language model reads for it `[da4] [shi3] [guan3]`. Finals are written as they sound: 圆 is `van 2` and 全 `q van 2`, not `y uan` and `q uan`; there
-are no y and w. The neutral tone is 5. Characters are read in their context, by pypinyin's dictionary of phrases.
+`d a 4 sh i 3 g uan 3`, and what a language model reads for it `[da4] [shi3] [guan3]`. Finals are written as they sound:
+圆 is `van 2` and 全 `q van 2`, not `y uan` and `q uan`; there are no y and w. The neutral tone is 5. Characters are
+read in their context, by pypinyin's dictionary of phrases.
 """
 
 from __future__ import annotations

@@ -145,9 +145,8 @@ def start(config: StartConfig) -> None:
             nearest_M = torch.cdist(speech_MW.detach(), embedding_KW).argmin(1)
             losses, frames = losses + loss.item() * len(said_M), frames + len(said_M)
             right, said = right + int(((nearest_M == said_M) & (said_M > 0)).sum()), said + int((said_M > 0).sum())
-        print(
-            f"epoch {epoch + 1}: error {losses / frames:.3f}, {right / max(1, said):.1%} of the syllables in their place"
-        )
+        placed = f"{right / max(1, said):.1%} of the syllables in their place"
+        print(f"epoch {epoch + 1}: error {losses / frames:.3f}, {placed}")
     with open_frozen(config.init) as frozen:
         save_model(config.out_dir, model.eval(), replace(loaded.config, untrained=True), loaded.tokens, frozen)
 
