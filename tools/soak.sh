@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Kills the miniature recipe with `kill -9`, again and again, at random moments of training and decoding, starts it again,
-# and compares what it ends with to a run that was left in peace: adapters and recognised texts must be the same bytes.
+# and compares what it ends with to a run that was left in peace: adapters and recognised texts must be the same bytes. The
+# first half of the kills goes into training, the other into decoding.
 #
 #   tools/soak.sh [--kills N] [--seed N] [--folder DIR]
 #
@@ -44,10 +45,15 @@ program() { # what the session $1 is at
   { ps -o args= -s "$1" || :; } | sed -n "s#.*moe_asr\.bin\.\([a-z_]*\) .*--\(exp\|out\)_dir $folder/killed/\([^ ]*\).*#\1 \3#p" | head -n 1
 }
 
-begin() { # a run that is done with stage 1, which makes the data
+begin() { # a run that is done with stage 1, which makes the data; in the second half, one that is done with training
   rm -rf "$folder/killed"
-  mkdir -p "$folder/killed/.done"
-  cp "$folder/calm/.done/stage1" "$folder/killed/.done/"
+  if ((done_kills * 2 < kills)); then
+    mkdir -p "$folder/killed/.done"
+    cp "$folder/calm/.done/stage1" "$folder/killed/.done/"
+  else
+    cp -r "$folder/calm" "$folder/killed"
+    rm -rf "$folder"/killed/*/test "$folder"/killed/.done/stage[2-9]
+  fi
 }
 
 compare() { # fails unless all that training and decoding made is the same
@@ -58,11 +64,21 @@ compare() { # fails unless all that training and decoding made is the same
   return $code
 }
 
+finish() { # ... and compare
+  recipe killed >"$folder/killed.log" 2>&1 || { tail -n 5 "$folder/killed.log" >&2 && exit 1; }
+  ended
+}
+
+ended() { # a run has come to its end
+  ((++rounds))
+  compare && ((++same)) || echo "round $rounds differs"
+}
+
 echo "the undisturbed run"
 recipe calm >"$folder/calm.log" 2>&1 || { tail -n 5 "$folder/calm.log" >&2 && exit 1; }
-begin
 declare -A tally
 done_kills=0 rounds=0 same=0 starts=0
+begin
 while ((done_kills < kills)); do
   ((++starts))
   setsid bash -c "$(declare -f recipe); root=$root folder=$folder; recipe killed" >"$folder/killed.log" 2>&1 &
@@ -80,10 +96,13 @@ while ((done_kills < kills)); do
     ((++done_kills))
     tally[${at:-between programs}]=$((${tally[${at:-between programs}]-0} + 1))
     echo "kill $done_kills: ${at:-between programs}, after $(lines) lines"
+    if ((done_kills == (kills + 1) / 2)); then # from now on it is decoding that is killed
+      finish
+      begin
+    fi
   elif wait $run; then # it came to its end before
     run=''
-    ((++rounds))
-    compare && ((++same)) || echo "round $rounds differs"
+    ended
     begin
   else
     tail -n 5 "$folder/killed.log" >&2
@@ -91,9 +110,7 @@ while ((done_kills < kills)); do
     exit 1
   fi
 done
-recipe killed >"$folder/killed.log" 2>&1 || { tail -n 5 "$folder/killed.log" >&2 && exit 1; }
-((++rounds))
-compare && ((++same)) || echo "round $rounds differs"
+finish
 echo "$done_kills kills:"
 for at in "${!tally[@]}"; do echo "  ${tally[$at]} $at"; done | sort -rn
 echo "$starts starts; $same of $rounds runs ended with the bytes of the undisturbed one"
