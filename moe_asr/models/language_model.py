@@ -110,6 +110,27 @@ class LanguageModel(nn.Module):
                 total = total + self.guidance * missed
         return Loss(total, torch.tensor(len(counted_C)), parts)
 
+    @torch.no_grad()
+    def begin_copying(self) -> None:
+        """Has the first heads of the first two layers begin as a pair that copies: where the one looks at the unit
+        before, which it must learn, the other finds the unit after the one that was written last, and passes it on.
+
+        With orthonormal rows R, S and T, d for a head: the first head writes R x of what it sees as S^T R x; the
+        second compares R of what is there to S of what was written so, and writes T^T T x. It compares in those
+        dimensions alone that rotary positions turn slowly.
+        """
+        first, second = (layer.self_attn for layer in self.lm.model.layers[:2])
+        size, width = first.head_dim, first.q_proj.weight.shape[1]
+        basis = torch.linalg.qr(torch.randn(width, width))[0]
+        R, S, T = (basis[torch.arange(start, start + size) % width] for start in (0, size, 2 * size))
+        slow = torch.arange(size) % (size // 2) >= size // 4
+        first.v_proj.weight[:size] = R
+        first.o_proj.weight[:, :size] = 0.05 * S.T  # as long as an embedding
+        second.q_proj.weight[:size] = 1.5 * R * slow[:, None]
+        second.k_proj.weight[:size] = 1.5 * S * slow[:, None]
+        second.v_proj.weight[:size] = T
+        second.o_proj.weight[:, :size] = 0.3 * T.T
+
     def save(self, folder: str | Path) -> None:
         """Writes `config.json`, `generation_config.json` and `model.safetensors` into an existing folder."""
         from transformers.utils import logging

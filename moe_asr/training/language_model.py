@@ -48,9 +48,9 @@ class LanguageModelRunConfig:
         vocab_size: most characters that the model can write, the most frequent ones; 0 takes all
         model: size of the model
         like_units: whether a character's embedding begins near those of its units, as pairs with one unit for each
-            character tell; where an output is mostly a copy of what is read, that is found far sooner so
-        guidance: weight in the loss of training of where two heads are to look, for pairs with one unit for each
-            character; see `LanguageModel`
+            character tell, and heads as a pair that copies: that most of the text is a copy of what is read, unit by
+            unit, is found within a few hundred updates so, and without only in many thousands
+        guidance: weight in the loss of training of where these two heads are to look, see `LanguageModel`
         train: the loop and its optimiser
         on_change: what to do with a run in exp_dir that had other settings or data: error, or restart, which throws it
             away
@@ -111,11 +111,13 @@ def _train(config: LanguageModelRunConfig) -> Progress:
 def begin_like_units(model: LanguageModel, pairs: Sequence[Pair], tokenizer: Tokenizer) -> None:
     """Sets  e_c <- e_c / 2 + sum_u p(u | c) e_u  for each character c that has units u in pairs with as many units.
 
-    The random half keeps apart what sounds alike.
+    The random half keeps apart what sounds alike. Then has two heads begin as a pair that copies, see `begin_copying`.
 
     Raises:
-        UserError: there is no such pair
+        UserError: there is no such pair, or the model has a single layer or head
     """
+    if min(model.lm.config.num_hidden_layers, model.lm.config.num_attention_heads) < 2:
+        raise UserError("like_units needs two layers and two heads, or more")
     counts = Counter(
         both for pair in pairs if len(pair.source) == len(pair.target) for both in zip(pair.target, pair.source)
     )
@@ -130,6 +132,7 @@ def begin_like_units(model: LanguageModel, pairs: Sequence[Pair], tokenizer: Tok
     mean_VW = torch.zeros_like(weight_VW).index_add_(0, characters, share[:, None] * weight_VW[units])
     known = total_V > 0
     weight_VW[known] = weight_VW[known] / 2 + mean_VW[known]
+    model.begin_copying()
 
 
 def _make_trainer(

@@ -123,6 +123,29 @@ def test_characters_begin_near_their_units():
         begin_like_units(model, pairs[2:], tokenizer)
 
 
+def test_heads_that_begin_as_a_pair_find_the_unit_after_the_one_that_was_written():
+    letters = "abcdefghijklmnop"
+    tokenizer = build_tokenizer([letters], [f"[{c}]" for c in letters], "<speech>=")
+    torch.manual_seed(0)
+    model = LanguageModel(LanguageModelConfig(128, layers=2, heads=2, ffn=32), tokenizer.get_vocab_size(), 1)
+    begin_like_units(model, [Pair(tuple(f"[{c}]" for c in letters), letters, "")], tokenizer)
+    first, second = (layer.self_attn for layer in model.lm.model.layers)
+    size, table = first.head_dim, model.lm.get_input_embeddings().weight
+    units_LW, characters_LW = (
+        table[[tokenizer.token_to_id(form.format(c)) for c in letters]] for form in ("[{}]", "{}")
+    )
+    written_LW = units_LW @ first.v_proj.weight[:size].T @ first.o_proj.weight[:, :size].T
+    keys_LK = written_LW @ second.k_proj.weight[:size].T  # of the units after them
+    scores_LL = characters_LW @ second.q_proj.weight[:size].T @ keys_LK.T
+    assert scores_LL.argmax(1).tolist() == list(range(len(letters)))
+    passed_LW = units_LW @ second.v_proj.weight[:size].T @ second.o_proj.weight[:, :size].T
+    assert (passed_LW @ characters_LW.T).argmax(1).tolist() == list(range(len(letters)))
+    quick = torch.arange(size) % (size // 2) < size // 4
+    assert not second.q_proj.weight[:size][quick].any() and not second.k_proj.weight[:size][quick].any()
+    with pytest.raises(UserError, match="like_units needs two layers and two heads"):
+        begin_like_units(LanguageModel(replace(SIZE, layers=1), 40, 1), [], tokenizer)
+
+
 def test_guided_heads_are_paid_for_where_they_look(config):
     """The loss by hand; without guidance, and outside training, it is the cross-entropy alone."""
     tokenizer = build_tokenizer(["abc"], ["[x]", "[y]", "[z]"], "<speech>=")
