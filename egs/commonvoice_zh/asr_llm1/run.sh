@@ -6,7 +6,7 @@
 corpus_dir=       # folder that holds zh-CN/ in the layout of Common Voice
 model_dir=        # folder that holds whisper-tiny.en/, in the files of transformers; from the hub where empty
 encoder=whisper   # what becomes the speech encoder: whisper (tiny.en, trained on) or conformer (from scratch)
-text="--words 150000" # options of local/pinyin.py for the training text: words of a dictionary beside the transcripts
+text="--words 100000" # options of local/pinyin.py for the training text: words of a dictionary beside the transcripts
 nj=2              # processes that check data
 data_dir=data     # tables, manifests and tokens
 exp_dir=exp       # models, hypotheses and scores
@@ -45,7 +45,7 @@ stage_1() {
 
 start_projector() { # start_projector FROM TO: on the general domain, by the syllables that the encoder's CTC output hears
   python3 local/start_projector.py --units "$exp_dir/$encoder_conf/final" --init "$1" \
-    --manifest "$data_dir/train_general.jsonl.gz" --out_dir "$2"
+    --manifest "$data_dir/train_general.jsonl.gz" --out_dir "$2" "${cached[@]}"
 }
 
 run_stages

@@ -24,6 +24,7 @@ from moe_asr.config import run_command
 from moe_asr.data.batches import BatchLoader, DataConfig
 from moe_asr.data.features import log_mel
 from moe_asr.data.unit_tokens import BLANK, is_unit
+from moe_asr.methods.encoder_cache import use_encoder_cache
 from moe_asr.models.folder import LoadedModel, load_model, open_frozen, save_model
 from moe_asr.models.time_conv import real_mask
 
@@ -37,6 +38,7 @@ class StartConfig:
         init: Untrained speech LLM on that encoder and a language model that reads these units.
         manifest: Speech to learn from; its texts play no part.
         out_dir: Model folder to write.
+        encoder_cache: Folder for the states of the encoder, see bin/train.
         epochs: Passes over the speech.
         max_duration: Of a batch, in seconds.
         lr: Highest learning rate; it falls to 0 along a line.
@@ -47,6 +49,7 @@ class StartConfig:
     init: str
     manifest: str
     out_dir: str
+    encoder_cache: str
     epochs: int = 5
     max_duration: float = 30.0
     lr: float = 2e-3
@@ -116,6 +119,8 @@ def readable(loaded: LoadedModel) -> tuple[list[str], Tensor]:
 def start(config: StartConfig) -> None:
     loaded, ctc = load_model(config.init), load_model(config.units)
     model, stride = loaded.model, loaded.model.projector.conv2.stride[0]
+    for one in (model, ctc.model.requires_grad_(False)):
+        use_encoder_cache(one, config.encoder_cache)
     syllables, embedding_KW = readable(loaded)
     pieces = [ctc.tokens.piece(unit).lstrip("\u2581") for unit in range(ctc.tokens.size)]
     ear = Ear(["" if piece.startswith("<") else piece for piece in pieces], syllables)
