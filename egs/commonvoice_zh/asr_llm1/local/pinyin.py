@@ -101,7 +101,7 @@ def confusions(syllables: set[Syllable]) -> dict[str, dict[str, float]]:
         for syllable in group:
             others = sorted(unit(other) for other in group if other != syllable)
             table[unit(syllable)].update(dict.fromkeys(others, round(1 / max(1, len(others)), 4)))
-    return {name: row for name, row in table.items() if row}
+    return {name: dict(sorted(row.items())) for name, row in table.items() if row}
 
 
 def read_words(characters: set[str], most: int) -> dict[str, int]:

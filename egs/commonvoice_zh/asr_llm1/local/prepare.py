@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pinyin import units
+from pinyin import read
 
 from moe_asr.config import run_command
 from moe_asr.data.checks import write_rejections
@@ -58,7 +58,7 @@ def read_domains(config: PrepareConfig) -> dict[str, str]:
 def readable(rows: list[Row], normaliser: str) -> list[Row]:
     """Those whose text, which comes back normalised, has a Mandarin reading."""
     rows = [replace(row, text=normalise(normaliser, row.text)) for row in rows]
-    return [row for row in rows if units(row.text)]
+    return [row for row in rows if read(row.text)]
 
 
 def prepare(config: PrepareConfig) -> None:
