@@ -81,7 +81,7 @@ class Trainer:
         self._train_batches, self._valid_batches, self._seconds_of = train_batches, valid_batches, seconds_of
         device = next(model.parameters()).device
         optimizer = build_optimizer(model, config.optim)
-        self._updater = Updater(forward, optimizer, device, config.optim.clip_grad_norm, config.precision, config.seed)
+        self.updater = Updater(forward, optimizer, device, config.optim.clip_grad_norm, config.precision, config.seed)
         self.state = RunState(Path(run_dir) / "checkpoints", model, optimizer, config, identity or {})
         self.progress = self.state.progress
         lines = [*describe_parameters(model, optimizer), *self.state.resume()]
@@ -94,10 +94,6 @@ class Trainer:
         self._stop: signal.Signals | None = None  # what all processes agree to have received
         self._epoch_length: int | None = None
         self._clock, self._heard = time.perf_counter(), 0.0
-
-    def use_idle(self, idle: Callable[[bool], None] | None) -> None:
-        """Has processes compute equally often: `idle` stands for a batch that this one lacks, see `sharding`."""
-        self._updater.idle = idle
 
     def train(self) -> None:
         """Trains to the end. The model then holds the mean of the checkpoints that the configuration asks for.
@@ -175,8 +171,8 @@ class Trainer:
     def _update(self, batches: list) -> None:
         progress, optim = self.progress, self.config.optim
         factor = learning_rate_factor(progress.step + 1, optim.schedule, self._decay_steps(), progress.epoch)
-        turn = progress.step % turns(self._updater.optimizer) if optim.alternate else None
-        update = self._updater(batches, progress.epoch, progress.batch, optim.lr * factor, turn)
+        turn = progress.step % turns(self.updater.optimizer) if optim.alternate else None
+        update = self.updater(batches, progress.epoch, progress.batch, optim.lr * factor, turn)
         progress.batch += len(batches)
         own = [batch for batch in batches if batch is not None]
         heard = sum(map(self._seconds_of, own)) if self._seconds_of else 0.0
@@ -224,7 +220,7 @@ class Trainer:
         if progress.step % self.config.log_every == 0:
             seconds = time.perf_counter() - self._clock
             window = progress.window
-            rates = {group["name"]: group["lr"] for group in self._updater.optimizer.param_groups}
+            rates = {group["name"]: group["lr"] for group in self.updater.optimizer.param_groups}
             record = {**self._place(), "loss": window.loss, "parts": window.means, "lr": rates}
             record |= {"grad_norm": update.grad_norm, "skipped": progress.skipped, "seconds": seconds}
             line = f"epoch {progress.epoch + 1} step {progress.step}: loss {window.loss:.4g}, "
@@ -276,7 +272,7 @@ class Trainer:
         batches = iter(self._valid_batches() if self._valid_batches else ())
         while group := list(islice(batches, world_size())):
             own = [batch for batch in group if batch is not None]
-            figures = [asdict(self._updater.evaluate(batch)) for batch in own or [None]]
+            figures = [asdict(self.updater.evaluate(batch)) for batch in own or [None]]
             for received, found, troubles in (told := gather([self._signals.received, figures, loading_troubles(own)])):
                 for figure in found:
                     sums.add(LossSums(**figure))

@@ -129,7 +129,7 @@ def _train(config: RunConfig) -> Progress:
                 save_config(_resolved(config, folder, model), exp_dir / "config.yaml")
             base = _lower_frozen(model, config)
             if config.shard_frozen:
-                trainer.use_idle(shard_frozen(model))
+                trainer.updater.idle = shard_frozen(model)
             if config.encoder_cache:
                 use_encoder_cache(model, config.encoder_cache)
             trainer.train()
