@@ -12,7 +12,7 @@ data_dir=data     # tables, manifests and tokens
 exp_dir=exp       # models, hypotheses and scores
 training=         # options of all training runs but the language model's, such as --training="--train.max_epochs 1"
 lm_training=      # options of the training run of the language model
-decoding="--search.kind beam --search.beam 4" # options of all decodes
+decoding="--search.kind greedy" # options of all decodes
 systems=          # what to compare with the base: names of files in conf/; by default the whole table
 results=RESULTS.md # the table to write
 
