@@ -35,12 +35,13 @@ for ((job = job_first; job <= job_last; job++)); do rm -f "$(log_of "$job")"; do
 } >"$queue/$name.sh"
 
 sbatch "${options[@]}" --job-name="$name" --output="$queue/$name.%a.out" "$queue/$name.sh" >"$queue/$name.id" &
-trap 'scancel "$(cut -d ";" -f 1 "$queue/$name.id")"; exit 130' INT TERM
+job_id() { cut -d ";" -f 1 "$queue/$name.id"; }
+trap 'scancel "$(job_id)"; exit 130' INT TERM
 wait $!
 code=$?
 still_there() { # whether SLURM has any of the jobs, or does not answer
   local id said
-  id=$(cut -d ";" -f 1 "$queue/$name.id")
+  id=$(job_id)
   [ -n "$id" ] || return 1
   said=$(squeue --noheader "--jobs=$id" 2>&1) && [ -n "$said" ] || [[ $said == *"contact slurm controller"* ]]
 }

@@ -45,8 +45,6 @@ class TextDataConfig:
         join_growth: Epochs in which `join` grows to its value, from 0 in the first: which unit a character stands for
             is learned from short sequences, and hardly at all from long ones alone.
         noise: What is done to the sources.
-        noise_growth: Epochs in which the probabilities of substitution, drop and blank grow to their values, from 0 in
-            the first: which character belongs to which unit is hard to find among many blanks.
         loss_on: Whether the target (with the end) or all of the sequence is to be predicted.
     """
 
@@ -58,7 +56,6 @@ class TextDataConfig:
     join: int = 0
     join_growth: int = 0
     noise: NoiseConfig = field(default_factory=NoiseConfig)
-    noise_growth: int = 0
     loss_on: Literal["target", "all"] = "target"
 
 
@@ -198,9 +195,8 @@ class TextLoader:
         """Moves to a position: the next iteration begins there."""
         self.epoch, self.start_batch = epoch, start_batch
         config, drawn = self.config, epoch if self.config.shuffle else 0
-        strength = min(1.0, epoch / config.noise_growth) if config.noise_growth else 1.0
         self._noisy, self._noisy_offsets, self._begins = self._noise(
-            self._units, self._source_offsets, self._random(drawn, _NOISE), strength
+            self._units, self._source_offsets, self._random(drawn, _NOISE)
         )
         self._groups = self._join(self._random(drawn, _ORDER))
         lengths = np.diff(self._noisy_offsets) + np.diff(self._target_offsets)

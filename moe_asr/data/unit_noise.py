@@ -74,27 +74,25 @@ class UnitNoise:
         self._cumulative_KK = np.cumsum(weights_KK / weights_KK.sum(1, keepdims=True), axis=1)
 
     def __call__(
-        self, units_I: np.ndarray, offsets: np.ndarray, random: np.random.Generator, strength: float = 1.0
+        self, units_I: np.ndarray, offsets: np.ndarray, random: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Noisy units_O, their offsets, and for each unit of before where it begins in units_O, -1 if it vanished.
 
         Args:
             offsets: (N + 1); sequence n is units_I[offsets[n] : offsets[n + 1]]
-            strength: factor on the probabilities
         """
         config = self.config
-        substitute, drop, blank = (strength * p for p in (config.substitute, config.drop, config.blank))
         fate_I, units_I = random.random(len(units_I)), units_I.copy()
-        changed = np.flatnonzero((fate_I < substitute) & (units_I < len(self._cumulative_KK)))
+        changed = np.flatnonzero((fate_I < config.substitute) & (units_I < len(self._cumulative_KK)))
         drawn = random.random(len(changed))
         for kind in np.unique(units_I[changed]):
             here = units_I[changed] == kind
             row_K = self._cumulative_KK[kind]
             units_I[changed[here]] = np.minimum(np.searchsorted(row_K, drawn[here], "right"), len(row_K) - 1)
         counts_I = random.integers(1, config.repeat, len(units_I), endpoint=True)
-        counts_I[(fate_I >= substitute) & (fate_I < substitute + drop)] = 0
+        counts_I[(fate_I >= config.substitute) & (fate_I < config.substitute + config.drop)] = 0
         blanks_I = random.integers(1, config.blanks, len(units_I), endpoint=True)
-        blanks_I[random.random(len(units_I)) >= blank] = 0
+        blanks_I[random.random(len(units_I)) >= config.blank] = 0
         ends_I = np.cumsum(counts_I + blanks_I)
         pieces = np.stack([units_I, np.zeros_like(units_I)], 1).reshape(-1)
         units_O = np.repeat(pieces, np.stack([counts_I, blanks_I], 1).reshape(-1))

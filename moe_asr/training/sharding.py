@@ -11,7 +11,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from moe_asr.errors import UserError
@@ -48,7 +47,7 @@ def shard_frozen(model: nn.Module) -> Idle | None:
     adapted = isinstance(model, AdaptedRecogniser)
     recogniser = model.recogniser if adapted else model
     weight = recogniser.output_weight
-    mesh = init_device_mesh(weight.device.type, (dist.get_world_size(),))
+    mesh = init_device_mesh(weight.device.type, (world_size(),))
     for layer in recogniser.lm.layers:
         trained = {parameter for parameter in layer.parameters() if parameter.requires_grad}
         fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=trained)

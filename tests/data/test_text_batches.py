@@ -106,18 +106,6 @@ def test_sequences_grow_over_the_first_epochs():
     assert grown[2:] == [sequences(epoch) for epoch in (2, 3)]
 
 
-def test_noise_grows_over_the_first_epochs():
-    """The first is without any; from then on more and more positions are not what the pairs say."""
-    growing, _ = loader(noise=NoiseConfig(blank=0.5), noise_growth=2)
-    lengths = []
-    for epoch in range(4):
-        growing.seek(epoch)
-        lengths.append(sum(int((batch.next_NM >= 0).sum() + (batch.tokens_NM > 0).sum()) for batch in growing))
-    clean, _ = loader()
-    assert lengths[0] == sum(int((batch.next_NM >= 0).sum() + (batch.tokens_NM > 0).sum()) for batch in clean)
-    assert lengths[0] < lengths[1] < min(lengths[2:]) and abs(lengths[2] - lengths[3]) < lengths[1] - lengths[0]
-
-
 def test_where_to_look_for_what_is_written():
     """Each unit that is left looks back at the one before, each character at its unit, also across joined pairs."""
     noise = NoiseConfig(drop=0.2, repeat=2, blank=0.5, blanks=2)
