@@ -38,20 +38,22 @@ sbatch "${options[@]}" --job-name="$name" --output="$queue/$name.%a.out" "$queue
 job_id() { cut -d ";" -f 1 "$queue/$name.id"; }
 trap 'scancel "$(job_id)"; exit 130' INT TERM
 wait $!
-code=$?
-still_there() { # whether SLURM has any of the jobs, or does not answer
-  local id said
-  id=$(job_id)
-  [ -n "$id" ] || return 1
-  said=$(squeue --noheader "--jobs=$id" 2>&1) && [ -n "$said" ] || [[ $said == *"contact slurm controller"* ]]
+in_queue() { # whether SLURM has any of the jobs, or does not answer
+  local said
+  said=$(squeue --noheader "--jobs=$(job_id)" 2>&1)
+  case $? in
+    0) [ -n "$said" ] ;;
+    127) return 1 ;; # no squeue here
+    *) [[ $said != *"Invalid job id"* ]] ;;
+  esac
 }
-while still_there; do # sbatch takes a job for ended that it looks at in the moment when that is queued again
-  code=0
+# sbatch takes a job for ended that it looks at in the moment when that is queued again, squeue may not name it then, and a
+# shared file system may show the ends of logs late: a job has failed that is not in the queue five times in a row.
+missed=0
+while [ -n "$(job_id)" ] && [ -n "$(failed_jobs)" ] && ((missed < 5)); do
+  if in_queue; then missed=0; else ((missed += 1)); fi
   sleep 2 &
   wait $!
-done
-for _ in 1 2 3 4 5; do # a shared file system may show the ends of logs late
-  if [ $code = 0 ] && [ -n "$(failed_jobs)" ]; then sleep 1; fi
 done
 report_jobs && exit 0
 echo "${0##*/}: what SLURM itself says is in $queue/$name.*.out" >&2

@@ -2,7 +2,7 @@
 
 Sequences are [before][source][after][target][end]; before and after are the two halves of the prompt.
 
-Shape suffixes: N sequences of a batch, M positions.
+Shape suffixes: N sequences of a batch, M positions, L places to look at.
 """
 
 from __future__ import annotations
@@ -109,16 +109,16 @@ class TextBatch:
         ids: Where each sequence, or the first pair in it, stands.
         tokens_NM: Inputs, the sequences without their end; 0 in padding.
         next_NM: What is to be predicted at each position; IGNORED where nothing is.
-        back_NM: Position of the unit before, where a unit begins.
-        look_NM: Position of the unit that stands for what is to be predicted, in pairs with a unit for each character.
-            Both are IGNORED elsewhere.
+        look_NLM: Positions to look at, IGNORED where that does not matter; L is 3. The first is that of the unit
+            before, where a unit begins, and of the character before where there is one; the second that of the unit
+            before that one; the third that of the unit that stands for what is to be predicted, in pairs with a unit
+            for each character.
     """
 
     ids: list[str]
     tokens_NM: Tensor
     next_NM: Tensor
-    back_NM: Tensor
-    look_NM: Tensor
+    look_NLM: Tensor
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -133,7 +133,7 @@ class TextBatch:
 
     @property
     def _tensors(self) -> tuple[Tensor, ...]:
-        return self.tokens_NM, self.next_NM, self.back_NM, self.look_NM
+        return self.tokens_NM, self.next_NM, self.look_NLM
 
 
 class TextLoader:
@@ -237,17 +237,19 @@ class TextLoader:
         sequences, starts = zip(*map(self._sequence, groups))
         longest = max(map(len, sequences)) - 1
         tokens_NM = np.zeros((len(groups), longest), dtype=np.int64)
-        next_NM, back_NM, look_NM = (np.full_like(tokens_NM, IGNORED) for _ in range(3))
+        next_NM = np.full_like(tokens_NM, IGNORED)
+        look_NLM = np.full((len(groups), 3, longest), IGNORED, dtype=np.int64)
         for n, (group, sequence, start) in enumerate(zip(groups, sequences, starts)):
             tokens_NM[n, : len(sequence) - 1] = sequence[:-1]
             first = max(start, 1) - 1  # the first token of all is predicted from nothing
             next_NM[n, first : len(sequence) - 1] = sequence[first + 1 :]
-            self._guide(group, back_NM[n], look_NM[n])
+            self._guide(group, look_NLM[n])
         ids = [self._pairs[group[0]].place for group in groups]
-        return TextBatch(ids, *map(torch.from_numpy, (tokens_NM, next_NM, back_NM, look_NM)))
+        return TextBatch(ids, *map(torch.from_numpy, (tokens_NM, next_NM, look_NLM)))
 
-    def _guide(self, group: list[int], back_M: np.ndarray, look_M: np.ndarray) -> None:
-        """Writes down where the units of some pairs as one sequence begin."""
+    def _guide(self, group: list[int], look_LM: np.ndarray) -> None:
+        """Writes down where to look in some pairs as one sequence."""
+        back_M, further_M, unit_M = look_LM
         place, found = len(self._before), []
         for i in group:
             begins = _part(self._begins, self._source_offsets, i)
@@ -257,11 +259,14 @@ class TextLoader:
         begin = np.concatenate(found)
         begin = begin[begin >= 0]
         back_M[begin[1:]] = begin[:-1]
+        further_M[begin[2:]] = begin[:-2]
+        start = place
         for i, begins in zip(group, found):
             count = self._target_offsets[i + 1] - self._target_offsets[i]
             if count == len(begins):
-                look_M[place : place + count] = begins
+                unit_M[place : place + count] = begins
             place += count
+        back_M[start + 2 : place + 1] = np.arange(start + 1, place)
 
     def _sequence(self, group: list[int]) -> tuple[np.ndarray, int]:
         """The tokens of some pairs as one sequence, and from which position on they are to be predicted."""

@@ -1,6 +1,6 @@
 """A small causal language model, trained from scratch; on disk an ordinary model folder of `transformers`.
 
-Shape letters: N sequences, M positions, W width, V vocabulary, C positions that count.
+Shape letters: N sequences, M positions, W width, V vocabulary, C positions that count, L guided heads.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from moe_asr.errors import UserError
 from moe_asr.losses.cross_entropy import chunked_cross_entropy
 from moe_asr.models.interface import Loss
+
+GUIDED = ((0, 0), (0, 1), (1, 0))
+"""Layer and head of those that look at the unit before, at the one before that, and at the unit to write."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class LanguageModel(nn.Module):
     Args:
         vocab_size: V
         end: id of the token that ends a text; also pads
-        guidance: weight g in the loss of training, of where two heads are to look
+        guidance: weight g in the loss of training, of where three heads are to look
     """
 
     def __init__(self, config: LanguageModelConfig, vocab_size: int, end: int, guidance: float = 0.0):
@@ -80,22 +83,20 @@ class LanguageModel(nn.Module):
         if guidance:
             self.lm.set_attn_implementation("eager")  # which gives the weights of attention
 
-    def forward(
-        self, tokens_NM: Tensor, next_NM: Tensor, back_NM: Tensor | None = None, look_NM: Tensor | None = None
-    ) -> Loss:
+    def forward(self, tokens_NM: Tensor, next_NM: Tensor, look_NLM: Tensor | None = None) -> Loss:
         """Sum of  -log p(next | tokens up to here)  over the positions that count, in nats; `accuracy` beside it.
 
-        In training with guidance, sum of  -g log a  is added, with a the weight by which the first head of the first
-        layer looks from m at back_m, and that of the second layer at look_m. From text alone a small model is long in
-        finding out that it is to go through its source from left to right: for that it must know which unit follows
-        the one that it wrote last. (After guided attention, Tachibana et al. 2018; where to look is known here.)
+        In training with guidance, sum of  -g log a  is added, with a the weight by which a head of `GUIDED` looks from
+        m at look_m. From text alone a small model is long in finding out that it is to go through its source from left
+        to right: for that it must know which unit follows those that it wrote last. (After guided attention, Tachibana
+        et al. 2018; where to look is known here.)
 
         Padding needs no mask: it is on the right, where causal attention does not look.
 
         Args:
             tokens_NM: ids, anything in padding
             next_NM: what follows each position, negative where that does not count
-            back_NM, look_NM: positions to look at, negative where that does not matter
+            look_NLM: positions to look at, a row for each head of `GUIDED`, negative where that does not matter
         """
         guided = self.guidance > 0 and self.training
         found = self.lm.model(input_ids=tokens_NM, use_cache=False, output_attentions=guided)
@@ -104,30 +105,41 @@ class LanguageModel(nn.Module):
         hidden_CW = hidden_NMW.flatten(0, 1).index_select(0, counted_C)
         total, parts = chunked_cross_entropy(hidden_CW, self.lm.lm_head.weight, next_NM.flatten()[counted_C])
         if guided:
-            for place_NM, weight_NHMM in zip((back_NM, look_NM), found.attentions):
-                seen_NM = weight_NHMM[:, 0].gather(2, place_NM.clamp(min=0)[..., None]).squeeze(2)
+            for place_NM, (layer, head) in zip(look_NLM.unbind(1), GUIDED):
+                weight_NMM = found.attentions[layer][:, head]
+                seen_NM = weight_NMM.gather(2, place_NM.clamp(min=0)[..., None]).squeeze(2)
                 missed = -seen_NM[place_NM >= 0].clamp(min=1e-9).log().sum()
                 total = total + self.guidance * missed
         return Loss(total, torch.tensor(len(counted_C)), parts)
 
     @torch.no_grad()
     def begin_copying(self) -> None:
-        """Has the first heads of the first two layers begin as a pair that copies: where the one looks at the unit
-        before, which it must learn, the other finds the unit after the one that was written last, and passes it on.
+        """Has three heads begin as a copier: where those of the first layer look at the unit before and at the one
+        before that, which they must learn, that of the second layer finds the unit after the two that were written
+        last, and passes it on.
 
-        With orthonormal rows R, S and T, d for a head: the first head writes R x of what it sees as S^T R x; the
-        second compares R of what is there to S of what was written so, and writes T^T T x. It compares in those
-        dimensions alone that rotary positions turn slowly.
+        One would not do: where a unit comes twice, the copier could not tell after which of the two it stands.
+
+        With orthonormal rows R, S, T and U, d for a head: the heads of the first layer write R x of what they see as
+        S^T R x and U^T R x. The head of the second layer compares R of a character plus P S of what was written there,
+        so of the character before (by a factor of 0.3), to S of what was written at a unit plus P U of that; P turns
+        the one comparison into directions that have little to do with the other. It writes T^T T x. It compares in
+        those dimensions alone that rotary positions turn slowly.
         """
         first, second = (layer.self_attn for layer in self.lm.model.layers[:2])
         size, width = first.head_dim, first.q_proj.weight.shape[1]
         basis = torch.linalg.qr(torch.randn(width, width))[0]
-        R, S, T = (basis[torch.arange(start, start + size) % width] for start in (0, size, 2 * size))
+        R, S, T, U = (basis[torch.arange(start, start + size) % width] for start in range(0, 4 * size, size))
         slow = torch.arange(size) % (size // 2) >= size // 4
-        first.v_proj.weight[:size] = R
-        first.o_proj.weight[:, :size] = 0.05 * S.T  # as long as an embedding
-        second.q_proj.weight[:size] = 1.5 * R * slow[:, None]
-        second.k_proj.weight[:size] = 1.5 * S * slow[:, None]
+        P = torch.zeros(size, size)
+        P[slow.nonzero(), slow.nonzero().T] = torch.linalg.qr(torch.randn(int(slow.sum()), int(slow.sum())))[0]
+        for head, written in enumerate((S, U)):
+            values = head // first.num_key_value_groups * size
+            first.v_proj.weight[values : values + size] = R
+            first.o_proj.weight[:, head * size : (head + 1) * size] = 0.05 * written.T  # as long as an embedding
+        # the character itself counts more than the one before, although that was written longer than an embedding is
+        second.q_proj.weight[:size] = 1.5 * (R * slow[:, None] + 0.3 * P @ S)
+        second.k_proj.weight[:size] = 1.5 * (S * slow[:, None] + P @ U)
         second.v_proj.weight[:size] = T
         second.o_proj.weight[:, :size] = 0.3 * T.T
 

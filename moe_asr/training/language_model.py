@@ -48,9 +48,9 @@ class LanguageModelRunConfig:
         vocab_size: most characters that the model can write, the most frequent ones; 0 takes all
         model: size of the model
         like_units: whether a character's embedding begins near those of its units, as pairs with one unit for each
-            character tell, and heads as a pair that copies: that most of the text is a copy of what is read, unit by
+            character tell, and heads as a copier: that most of the text is a copy of what is read, unit by
             unit, is found within a few hundred updates so, and without only in many thousands
-        guidance: weight in the loss of training of where these two heads are to look, see `LanguageModel`
+        guidance: weight in the loss of training of where these heads are to look, see `LanguageModel`
         train: the loop and its optimiser
         on_change: what to do with a run in exp_dir that had other settings or data: error, or restart, which throws it
             away
@@ -111,7 +111,7 @@ def _train(config: LanguageModelRunConfig) -> Progress:
 def begin_like_units(model: LanguageModel, pairs: Sequence[Pair], tokenizer: Tokenizer) -> None:
     """Sets  e_c <- e_c / 2 + sum_u p(u | c) e_u  for each character c that has units u in pairs with as many units.
 
-    The random half keeps apart what sounds alike. Then has two heads begin as a pair that copies, see `begin_copying`.
+    The random half keeps apart what sounds alike. Then has three heads begin as a copier, see `begin_copying`.
 
     Raises:
         UserError: there is no such pair, or the model has a single layer or head
@@ -143,7 +143,7 @@ def _make_trainer(
     valid_loader: TextLoader,
 ) -> Trainer:
     def forward(batch: TextBatch, generator: torch.Generator | None) -> Loss:
-        return model(batch.tokens_NM, batch.next_NM, batch.back_NM, batch.look_NM)
+        return model(batch.tokens_NM, batch.next_NM, batch.look_NLM)
 
     def batches(epoch: int, start: int) -> TextLoader:
         loader.seek(epoch, start)

@@ -107,16 +107,22 @@ def test_sequences_grow_over_the_first_epochs():
 
 
 def test_where_to_look_for_what_is_written():
-    """Each unit that is left looks back at the one before, each character at its unit, also across joined pairs."""
+    """Each unit that is left looks back at the two before, each character at the one before and where it is written at
+    its unit, also across joined pairs.
+    """
     noise = NoiseConfig(drop=0.2, repeat=2, blank=0.5, blanks=2)
     found, tokenizer = loader(join=30, noise=noise, max_tokens=200, max_positions=200)
     name, looked, vanished = tokenizer.id_to_token, 0, 0
     for batch in found:
-        for tokens_M, next_M, back_M, look_M in zip(batch.tokens_NM, batch.next_NM, batch.back_NM, batch.look_NM):
+        for tokens_M, next_M, (back_M, further_M, look_M) in zip(batch.tokens_NM, batch.next_NM, batch.look_NLM):
+            places = (next_M >= 0).nonzero().flatten().tolist()
+            assert back_M[places[2:]].tolist() == places[1:-1] and back_M[places[:2]].max() < 0
+            places.pop()  # the end
+            back_M = back_M[: places[0] + 1]
             begins = sorted({*back_M[back_M >= 0].tolist(), *(back_M >= 0).nonzero().flatten().tolist()})
             assert back_M[begins[1:]].tolist() == begins[:-1] and all(is_unit(name(tokens_M[i])) for i in begins)
+            assert further_M[begins[2:]].tolist() == begins[:-2] and (further_M >= 0).sum() == max(0, len(begins) - 2)
             assert not any(name(tokens_M[i]) == BLANK for i in begins)
-            places = (next_M >= 0).nonzero().flatten().tolist()[:-1]  # but for the end
             for m in places:
                 if look_M[m] >= 0:
                     assert name(tokens_M[look_M[m]]) == f"[{name(next_M[m])}]"
@@ -130,7 +136,9 @@ def test_where_to_look_for_what_is_written():
 def test_pairs_with_other_numbers_of_units_and_characters_are_not_looked_at():
     found, _ = loader([Pair(("[a]", "[b]"), "abc", ""), Pair(("[a]", "[b]", "[c]"), "abc", "")])
     (batch,) = found
-    assert sorted((batch.look_NM >= 0).sum(1).tolist()) == [0, 3] and sorted((batch.back_NM >= 0).sum(1)) == [1, 2]
+    back_NM, further_NM, look_NM = batch.look_NLM.unbind(1)
+    assert sorted((look_NM >= 0).sum(1).tolist()) == [0, 3] and sorted((further_NM >= 0).sum(1)) == [0, 1]
+    assert sorted((back_NM >= 0).sum(1)) == [3, 4]  # two of them characters
 
 
 def test_short_pairs_are_joined():

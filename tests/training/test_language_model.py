@@ -123,25 +123,36 @@ def test_characters_begin_near_their_units():
         begin_like_units(model, pairs[2:], tokenizer)
 
 
-def test_heads_that_begin_as_a_pair_find_the_unit_after_the_one_that_was_written():
-    letters = "abcdefghijklmnop"
-    tokenizer = build_tokenizer([letters], [f"[{c}]" for c in letters], "<speech>=")
-    torch.manual_seed(0)
-    model = LanguageModel(LanguageModelConfig(128, layers=2, heads=2, ffn=32), tokenizer.get_vocab_size(), 1)
-    begin_like_units(model, [Pair(tuple(f"[{c}]" for c in letters), letters, "")], tokenizer)
-    first, second = (layer.self_attn for layer in model.lm.model.layers)
-    size, table = first.head_dim, model.lm.get_input_embeddings().weight
-    units_LW, characters_LW = (
-        table[[tokenizer.token_to_id(form.format(c)) for c in letters]] for form in ("[{}]", "{}")
-    )
-    written_LW = units_LW @ first.v_proj.weight[:size].T @ first.o_proj.weight[:, :size].T
-    keys_LK = written_LW @ second.k_proj.weight[:size].T  # of the units after them
-    scores_LL = characters_LW @ second.q_proj.weight[:size].T @ keys_LK.T
-    assert scores_LL.argmax(1).tolist() == list(range(len(letters)))
-    passed_LW = units_LW @ second.v_proj.weight[:size].T @ second.o_proj.weight[:, :size].T
-    assert (passed_LW @ characters_LW.T).argmax(1).tolist() == list(range(len(letters)))
-    quick = torch.arange(size) % (size // 2) < size // 4
-    assert not second.q_proj.weight[:size][quick].any() and not second.k_proj.weight[:size][quick].any()
+def test_heads_that_begin_as_a_copier_find_the_unit_after_the_two_that_were_written():
+    """Even where each of the two comes more than once in the source, and with heads that share keys and values."""
+    letters = "abcdefghijklmnopaicmbkdnejfp"
+    for kv_heads in (0, 1):
+        tokenizer = build_tokenizer([letters], [f"[{c}]" for c in letters], "<speech>=")
+        torch.manual_seed(0)
+        size = LanguageModelConfig(512, layers=2, heads=4, kv_heads=kv_heads, ffn=32)
+        model = LanguageModel(size, tokenizer.get_vocab_size(), 1)
+        begin_like_units(model, [Pair(tuple(f"[{c}]" for c in letters), letters, "")], tokenizer)
+        first, second = (layer.self_attn for layer in model.lm.model.layers)
+        norm = model.lm.model.layers[0].input_layernorm
+        size, table = first.head_dim, model.lm.get_input_embeddings().weight
+        units_LW, characters_LW = (
+            table[[tokenizer.token_to_id(form.format(c)) for c in letters]] for form in ("[{}]", "{}")
+        )
+
+        def seen(head, x_LW):  # what a head of the first layer writes of it
+            rows = slice(head * size, (head + 1) * size)
+            values = slice(0, size) if kv_heads else rows
+            return norm(x_LW) @ first.v_proj.weight[values].T @ first.o_proj.weight[:, rows].T
+
+        units_before = units_LW[2:] + seen(0, units_LW[1:-1]) + seen(1, units_LW[:-2])
+        written = characters_LW[1:-1] + seen(0, characters_LW[:-2])
+        queries_LK = norm(written) @ second.q_proj.weight[:size].T
+        scores = queries_LK @ (norm(units_before) @ second.k_proj.weight[:size].T).T
+        assert scores.argmax(1).tolist() == list(range(len(letters) - 2))
+        passed_LW = units_LW @ second.v_proj.weight[:size].T @ second.o_proj.weight[:, :size].T
+        assert [letters[i] for i in (passed_LW @ characters_LW.T).argmax(1)] == list(letters)
+        quick = torch.arange(size) % (size // 2) < size // 4
+        assert not second.q_proj.weight[:size][quick].any() and not second.k_proj.weight[:size][quick].any()
     with pytest.raises(UserError, match="like_units needs two layers and two heads"):
         begin_like_units(LanguageModel(replace(SIZE, layers=1), 40, 1), [], tokenizer)
 
@@ -154,20 +165,19 @@ def test_guided_heads_are_paid_for_where_they_look(config):
     (batch,) = TextLoader(TextDataConfig(max_tokens=60, noise=noise), pairs, tokenizer, "<speech>=", 64)
     torch.manual_seed(0)
     model = LanguageModel(SIZE, tokenizer.get_vocab_size(), 1, guidance=0.3)
-    places = (batch.back_NM, batch.look_NM)
-    plain = model.eval()(batch.tokens_NM, batch.next_NM, *places).total
+    plain = model.eval()(batch.tokens_NM, batch.next_NM, batch.look_NLM).total
     weights = model.lm.model(batch.tokens_NM, output_attentions=True).attentions
     expected = plain.clone()
-    for layer, place_NM in enumerate(places):
+    for (layer, head), place_NM in zip([(0, 0), (0, 1), (1, 0)], batch.look_NLM.unbind(1)):
         for n in range(2):
             for m in range(place_NM.shape[1]):
                 if place_NM[n, m] >= 0:
-                    expected -= 0.3 * weights[layer][n, 0, m, place_NM[n, m]].log()
+                    expected -= 0.3 * weights[layer][n, head, m, place_NM[n, m]].log()
     assert expected > plain + 1
-    torch.testing.assert_close(model.train()(batch.tokens_NM, batch.next_NM, *places).total, expected)
+    torch.testing.assert_close(model.train()(batch.tokens_NM, batch.next_NM, batch.look_NLM).total, expected)
     without = LanguageModel(SIZE, tokenizer.get_vocab_size(), 1)
     without.load_state_dict(model.state_dict())
-    torch.testing.assert_close(without.train()(batch.tokens_NM, batch.next_NM, *places).total, plain)
+    torch.testing.assert_close(without.train()(batch.tokens_NM, batch.next_NM, batch.look_NLM).total, plain)
 
 
 def test_an_interrupted_run_is_the_whole_run(config, tmp_path):

@@ -28,6 +28,7 @@ class BackEnd:
         self.name, self.folder = name, folder
         self.env = {**os.environ, "PATH": f"{folder}/bin:{os.environ['PATH']}"}
         self.script("sbatch", SBATCH)
+        self.script("squeue", "#!/bin/sh\necho 'slurm_load_jobs error: Invalid job id specified' >&2\nexit 1\n")
 
     def script(self, name: str, text: str) -> None:
         path = self.folder / "bin" / name
@@ -180,21 +181,28 @@ def test_slurm_interrupted_cancels_the_jobs(slurm):
 
 
 def test_slurm_jobs_that_sbatch_takes_for_ended_are_waited_for(slurm):
-    """As it does when it looks at a job that is being queued again; the controller may be away then, too."""
+    """As it does when it looks at a job that is being queued again; the controller may be busy then, too."""
     slurm.script("sbatch", "#!/bin/sh\necho '42;cluster'\nexit 1\n")
     slurm.script(
         "squeue",
         """#!/bin/sh
         echo "$@" >>asked
         case $(wc -l <asked) in
-          1) echo " 42 all x root CG" ;;
-          2) echo "slurm_load_jobs error: Unable to contact slurm controller (connect failure)" >&2 && exit 1 ;;
-          3) echo " 42 all x root R" && echo "# Ended (code 0)" >x.log ;;
-          *) echo "slurm_load_jobs error: Invalid job id specified" >&2 && exit 1 ;;
+          1 | 3) echo " 42 all x root CG" ;;
+          2 | 5) true ;;
+          4 | 6) echo "slurm_load_jobs error: Invalid job id specified" >&2 && exit 1 ;;
+          7) echo "slurm_load_jobs error: Socket timed out on send/recv operation" >&2 && exit 1 ;;
+          *) echo " 42 all x root R" && echo "# Ended (code 0)" >x.log ;;
         esac""",
     )
     slurm("x.log", "true")
-    assert slurm.read("asked").splitlines() == ["--noheader --jobs=42"] * 4
+    assert slurm.read("asked").splitlines() == ["--noheader --jobs=42"] * 8
+
+
+def test_slurm_jobs_that_are_not_in_the_queue_any_more_have_failed(slurm):
+    slurm.script("sbatch", "#!/bin/sh\necho '42;cluster'\nexit 1\n")
+    slurm.script("squeue", "#!/bin/sh\necho >>asked\n")
+    assert "1 of 1 jobs failed" in slurm("x.log", "true", code=1) and slurm.read("asked") == "\n" * 5
 
 
 SAVES = """trap 'touch saved.JOB; exit 138' USR1; [ ! -e saved.JOB ] || exit 0
