@@ -24,13 +24,16 @@ _STATES = "states_LD"
 
 
 def use_encoder_cache(model: nn.Module, folder: str | Path) -> None:
-    """Has a recogniser, with experts or without, take the states of its encoder from a folder.
+    """Has a model, with experts or without, take the states of its encoder from a folder; the domain classifier too
+    that goes with the experts.
 
     Raises:
         UserError: see `EncoderCache`
     """
-    recogniser = model.recogniser if isinstance(model, AdaptedRecogniser) else model
-    recogniser.encoder_cache = EncoderCache(recogniser.encoder, folder)
+    adapted = isinstance(model, AdaptedRecogniser)
+    for one in (model.recogniser, model.classifier) if adapted else (model,):
+        if one is not None:
+            one.encoder_cache = EncoderCache(one.encoder, folder)
 
 
 class EncoderCache:

@@ -1,4 +1,4 @@
-"""Recogniser of accents, or of any other domains, on a Conformer encoder.
+"""Recogniser of accents, or of any other domains, on a speech encoder.
 
 Shape letters: N utterances, T frames, F mel bins, D encoder width, B embedding width, E domains.
 """
@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_asr.errors import UserError
-from moe_asr.models.conformer import ADAPTER_TARGETS, ConformerConfig, ConformerEncoder
+from moe_asr.models.conformer import ConformerConfig
+from moe_asr.models.encoders import EncoderConfig, build_encoder
 from moe_asr.models.interface import Loss, Model, Targets
 from moe_asr.models.time_conv import padding_mask
 
@@ -22,14 +23,14 @@ class DomainClassifierConfig:
     """A classifier of utterances into domains.
 
     Args:
-        encoder: size of the encoder.
+        encoder: which encoder, see `EncoderConfig`.
         embedding: width of the utterance embedding.
         dropout: dropout on the embedding.
         label_smoothing: share of the target probability spread evenly over all domains.
         domains: names of the domains, in the order of the classes; empty takes those of the training data.
     """
 
-    encoder: ConformerConfig = field(default_factory=ConformerConfig)
+    encoder: EncoderConfig = field(default_factory=lambda: EncoderConfig(conformer=ConformerConfig()))
     embedding: int = 128
     dropout: float = 0.1
     label_smoothing: float = 0.0
@@ -52,8 +53,6 @@ class DomainClassifier(Model):
         UserError: fewer than two domains.
     """
 
-    default_targets = tuple(f"encoder.{target}" for target in ADAPTER_TARGETS)
-
     def __init__(self, config: DomainClassifierConfig):
         super().__init__()
         if len(config.domains) < 2:
@@ -62,9 +61,9 @@ class DomainClassifier(Model):
             )
         self.domains = tuple(config.domains)
         self.label_smoothing = config.label_smoothing
-        self.encoder = ConformerEncoder(config.encoder)
-        self.pooling = AttentiveStatistics(config.encoder.width)
-        self.project = nn.Linear(2 * config.encoder.width, config.embedding)
+        self.encoder = build_encoder(config.encoder)
+        self.pooling = AttentiveStatistics(self.encoder.width)
+        self.project = nn.Linear(2 * self.encoder.width, config.embedding)
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(config.embedding, len(config.domains))
 

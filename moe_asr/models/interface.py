@@ -75,9 +75,6 @@ class Model(nn.Module, ABC):
     encoder_cache: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     """What is called in the place of a frozen encoder, if anything is."""
 
-    default_targets: ClassVar[tuple[str, ...]]
-    """Regular expressions that match whole names of the linear layers which adapters go to unless told otherwise."""
-
     frozen_parts: ClassVar[tuple[str, ...]] = ()
     """Beginnings of the names of parameters that are never fine-tuned; in a model folder they are stored apart."""
 
@@ -110,6 +107,9 @@ class Recogniser(Model):
     """
 
     blank: ClassVar[int] = 0
+
+    default_targets: ClassVar[tuple[str, ...]]
+    """Regular expressions that match whole names of the linear layers which adapters go to unless told otherwise."""
 
     attention_targets: ClassVar[dict[str, tuple[str, ...]]]
     """Regular expressions for the query, key, value and output projections of each kind of attention that the model

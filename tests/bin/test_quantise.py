@@ -7,6 +7,7 @@ from moe_asr.data.features import FeatureConfig
 from moe_asr.models.build import ModelConfig, build_model
 from moe_asr.models.conformer import ConformerConfig
 from moe_asr.models.domain_classifier import DomainClassifierConfig
+from moe_asr.models.encoders import EncoderConfig
 from moe_asr.models.folder import FolderConfig, load_model, save_model
 
 
@@ -16,7 +17,9 @@ def run(*arguments):
 
 def test_there_and_back(tmp_path, capsys):
     torch.manual_seed(0)
-    classifier = DomainClassifierConfig(ConformerConfig(mels=7, width=64, layers=1, heads=2), domains=("a", "b"))
+    classifier = DomainClassifierConfig(
+        EncoderConfig(ConformerConfig(mels=7, width=64, layers=1, heads=2)), domains=("a", "b")
+    )
     config = FolderConfig(ModelConfig(domain_classifier=classifier), FeatureConfig(num_mels=7))
     save_model(tmp_path / "base", build_model(config.model), config)
     run("--model", tmp_path / "base", "--out_dir", tmp_path / "nf4", "--quantisation.block", 32)

@@ -19,6 +19,7 @@ from moe_asr.models.build import ModelConfig, build_model
 from moe_asr.models.conformer import ConformerConfig
 from moe_asr.models.conformer_ctc import ConformerCTCConfig
 from moe_asr.models.domain_classifier import DomainClassifierConfig
+from moe_asr.models.encoders import EncoderConfig
 from moe_asr.models.folder import FolderConfig, load_model, save_model
 from moe_asr.scoring.classification import Classified, classification
 
@@ -42,7 +43,7 @@ def folder(tmp_path_factory):
     write_manifest(folder / "none.jsonl", other[:1])
     torch.manual_seed(0)
     encoder = ConformerConfig(mels=20, width=16, layers=1, heads=2, ffn_multiplier=2, kernel=3)
-    config = ModelConfig(domain_classifier=DomainClassifierConfig(encoder, 8, domains=DOMAINS))
+    config = ModelConfig(domain_classifier=DomainClassifierConfig(EncoderConfig(encoder), 8, domains=DOMAINS))
     model = build_model(config)
     for parameter in model.parameters():
         if parameter.dim() > 1:

@@ -79,6 +79,6 @@ def fill(adapted, seed=1):
 def save_classifier(folder):
     """A model folder of a classifier of random weights; returns its path."""
     torch.manual_seed(3)
-    config = ModelConfig(domain_classifier=DomainClassifierConfig(encoder=ENCODER, domains=DOMAINS))
+    config = ModelConfig(domain_classifier=DomainClassifierConfig(EncoderConfig(ENCODER), domains=DOMAINS))
     save_model(folder, build_model(config), FolderConfig(config, FEATURES))
     return str(folder)

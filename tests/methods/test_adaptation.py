@@ -17,6 +17,7 @@ from moe_asr.models.conformer import ConformerConfig
 from moe_asr.models.conformer_aed import ConformerAEDConfig
 from moe_asr.models.conformer_ctc import ConformerCTCConfig
 from moe_asr.models.domain_classifier import DomainClassifierConfig
+from moe_asr.models.encoders import EncoderConfig
 from moe_asr.models.folder import FolderConfig, save_model
 from moe_asr.models.transformer_decoder import DecoderConfig
 
@@ -44,7 +45,7 @@ def batch(n=3):
 @pytest.fixture
 def classifier(tmp_path):
     torch.manual_seed(3)
-    config = ModelConfig(domain_classifier=DomainClassifierConfig(encoder=ENCODER, domains=DOMAINS))
+    config = ModelConfig(domain_classifier=DomainClassifierConfig(EncoderConfig(ENCODER), domains=DOMAINS))
     save_model(tmp_path / "classifier", build_model(config), FolderConfig(config, FEATURES))
     return str(tmp_path / "classifier")
 

@@ -12,6 +12,7 @@ from moe_asr.models.conformer import ConformerConfig
 from moe_asr.models.conformer_aed import ConformerAEDConfig
 from moe_asr.models.conformer_ctc import ConformerCTCConfig
 from moe_asr.models.domain_classifier import DomainClassifierConfig
+from moe_asr.models.encoders import EncoderConfig
 from moe_asr.models.folder import FolderConfig, save_model
 from moe_asr.models.transformer_decoder import DecoderConfig
 
@@ -69,7 +70,7 @@ def save_ours(tiny):
         part = {
             "conformer_ctc": lambda: ConformerCTCConfig(tiny, tokens.size),
             "conformer_aed": lambda: ConformerAEDConfig(tiny, DecoderConfig(1, 2, 8), tokens.size),
-            "domain_classifier": lambda: DomainClassifierConfig(tiny, domains=("a", "b")),
+            "domain_classifier": lambda: DomainClassifierConfig(EncoderConfig(tiny), domains=("a", "b")),
         }[kind]()
         config = FolderConfig(ModelConfig(**{kind: part}), FeatureConfig(num_mels=tiny.mels, normalise="mean_var"))
         save_model(folder, build_model(config.model), config, None if kind == "domain_classifier" else tokens)

@@ -5,6 +5,7 @@ from moe_asr.errors import UserError
 from moe_asr.models.build import ModelConfig, build_model, complete_config
 from moe_asr.models.conformer_ctc import ConformerCTC, ConformerCTCConfig
 from moe_asr.models.domain_classifier import DomainClassifier, DomainClassifierConfig
+from moe_asr.models.encoders import EncoderConfig
 
 
 @pytest.fixture
@@ -14,7 +15,7 @@ def recogniser(tiny):
 
 @pytest.fixture
 def classifier(tiny):
-    return ModelConfig(domain_classifier=DomainClassifierConfig(tiny))
+    return ModelConfig(domain_classifier=DomainClassifierConfig(EncoderConfig(tiny)))
 
 
 def test_builds_what_is_set_once_the_data_have_completed_it(recogniser, classifier):

@@ -5,6 +5,7 @@ import torch
 
 from moe_asr.errors import UserError
 from moe_asr.models.domain_classifier import AttentiveStatistics, DomainClassifier, DomainClassifierConfig
+from moe_asr.models.encoders import EncoderConfig
 
 DOMAINS = ("general", "north", "south")
 
@@ -12,7 +13,7 @@ DOMAINS = ("general", "north", "south")
 @pytest.fixture
 def model(tiny):
     torch.manual_seed(0)
-    return DomainClassifier(DomainClassifierConfig(tiny, embedding=5, domains=DOMAINS)).eval()
+    return DomainClassifier(DomainClassifierConfig(EncoderConfig(tiny), embedding=5, domains=DOMAINS)).eval()
 
 
 @torch.no_grad()
@@ -70,7 +71,7 @@ def test_attentive_statistics_against_loops(make_batch):
 
 def test_learns_which_band_is_loud(tiny, make_targets):
     torch.manual_seed(0)
-    model = DomainClassifier(DomainClassifierConfig(tiny, embedding=8, domains=DOMAINS))
+    model = DomainClassifier(DomainClassifierConfig(EncoderConfig(tiny), embedding=8, domains=DOMAINS))
     domains = torch.arange(24) % 3
     x = 0.5 * torch.randn(24, 20, 7)
     x[torch.arange(24), :, domains] += 1.0
@@ -95,6 +96,6 @@ def test_bf16_posteriors_are_float32(model, make_batch):
 
 def test_bad_domains_are_refused(tiny):
     with pytest.raises(UserError, match="twice"):
-        DomainClassifierConfig(tiny, domains=("a", "a"))
+        DomainClassifierConfig(EncoderConfig(tiny), domains=("a", "a"))
     with pytest.raises(UserError, match="two at least"):
-        DomainClassifier(DomainClassifierConfig(tiny, domains=("a",)))
+        DomainClassifier(DomainClassifierConfig(EncoderConfig(tiny), domains=("a",)))

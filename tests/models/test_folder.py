@@ -14,6 +14,7 @@ from moe_asr.experts import base_identity
 from moe_asr.models.build import ModelConfig, build_model
 from moe_asr.models.conformer_ctc import ConformerCTCConfig
 from moe_asr.models.domain_classifier import DomainClassifierConfig
+from moe_asr.models.encoders import EncoderConfig
 from moe_asr.models.folder import FolderConfig, load_model, save_model, tensor_bytes
 from moe_asr.quant import QuantConfig, is_quantised, quantise
 
@@ -56,7 +57,7 @@ def test_another_process_computes_the_same(saved):
 
 def test_classifier_keeps_its_domains_and_has_no_tokens(tiny, tmp_path):
     config = FolderConfig(
-        ModelConfig(domain_classifier=DomainClassifierConfig(tiny, domains=("south", "north"))),
+        ModelConfig(domain_classifier=DomainClassifierConfig(EncoderConfig(tiny), domains=("south", "north"))),
         FeatureConfig(num_mels=7),
     )
     save_model(tmp_path / "ar", build_model(config.model), config)

@@ -43,7 +43,7 @@ def corpus(tmp_path_factory):
     data = {"manifests": ["all.jsonl.gz"], "max_duration": 8}
     common = {"data": data, "valid": {**data, "shuffle": False}, "train": {"max_epochs": 2}, "augment": {}}
     base = {"model": {"conformer_ctc": {"encoder": ENCODER}}, "tokens": "tokens"}
-    accent = {"model": {"domain_classifier": {"encoder": ENCODER, "embedding": 8}}}
+    accent = {"model": {"domain_classifier": {"encoder": {"conformer": ENCODER}, "embedding": 8}}}
     experts = {"init": "base/final", "adaptation": {"experts": EXPERTS, "domain_classifier": "accent/final"}}
     for name, config in (("base", base), ("accent", accent), ("experts", experts), ("full", {"init": "base/final"})):
         (folder / f"{name}.yaml").write_text(yaml.safe_dump({**config, **common}))
