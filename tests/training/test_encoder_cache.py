@@ -9,13 +9,15 @@ import torch
 from safetensors.torch import load_file
 
 from moe_asr.config import load_config
-from moe_asr.data.features import SpecAugmentConfig
+from moe_asr.data.features import FeatureConfig, SpecAugmentConfig
 from moe_asr.decoding.run import DecodeConfig, decode
 from moe_asr.errors import UserError
 from moe_asr.experts import ExpertSpec, RouterSpec
 from moe_asr.methods.adaptation import AdaptationConfig
 from moe_asr.methods.encoder_cache import EncoderCache
+from moe_asr.models.build import ModelConfig
 from moe_asr.models.conformer import ConformerEncoder
+from moe_asr.models.domain_classifier import DomainClassifierConfig
 from moe_asr.models.folder import load_model
 from moe_asr.training.run import RunConfig, train
 
@@ -27,8 +29,9 @@ def config(corpus, base, tmp_path):
     return replace(found, init=str(base), adaptation=None, train=replace(found.train, log_every=1))
 
 
-def experts_on(where, **options):
-    return AdaptationConfig(experts=ExpertSpec((where,), num_experts=2, rank=1, router=RouterSpec(**options)))
+def experts_on(where, num_experts=2, domain_classifier=None, **options):
+    experts = ExpertSpec((where,), num_experts=num_experts, rank=1, router=RouterSpec(**options))
+    return AdaptationConfig(experts, domain_classifier=domain_classifier)
 
 
 def losses(folder):
@@ -65,6 +68,22 @@ def test_each_utterance_is_encoded_once_for_all_runs(config, tmp_path, encoded, 
     assert losses(tmp_path / "two") == losses(tmp_path / "three")
     train(replace(cached, exp_dir=str(tmp_path / "four"), adaptation=experts_on("projector.linear1", route="local")))
     assert encoded == [1] * 12
+
+
+def test_a_domain_classifier_on_the_same_encoder_shares_its_states(config, base, tmp_path, encoded):
+    """Both in its own training, and in that of experts whose domains it gives."""
+    data = {name: replace(getattr(config, name), domain_key="speaker") for name in ("data", "valid")}
+    encoder = load_model(base).config.model.speech_llm.encoder
+    classifier = ModelConfig(domain_classifier=DomainClassifierConfig(encoder, embedding=8))
+    cached = replace(config, encoder_cache=str(tmp_path / "cache"), exp_dir=str(tmp_path / "classifier"), **data)
+    init = dict(init=None, init_encoder=str(base), frozen=("^encoder",), features=FeatureConfig(num_mels=20))
+    train(replace(cached, model=classifier, **init))
+    assert encoded == [1] * 12
+    experts = experts_on("projector.linear1", 3, str(tmp_path / "classifier/final"))
+    for name, cache in (("with", cached.encoder_cache), ("without", "")):
+        train(replace(cached, exp_dir=str(tmp_path / name), adaptation=experts, encoder_cache=cache))
+        assert name == "without" or encoded == [1] * 12
+    assert losses(tmp_path / "with") == pytest.approx(losses(tmp_path / "without"), rel=1e-5)
 
 
 def test_decoding_takes_the_same_states(config, corpus, base, tmp_path, encoded):
