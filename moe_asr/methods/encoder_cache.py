@@ -41,8 +41,8 @@ class EncoderCache:
 
     States are found by the encoder's weights, the number format and the features themselves, whatever made these, so
     all runs on the same encoder may share a folder. Each utterance is encoded alone, and without dropout: what is kept
-    does not depend on what it was in a batch with, nor on who was the first to ask. A file for each utterance and speed: 0.4 MB for 5 s of Whisper tiny. A damaged one is
-    written anew.
+    does not depend on what it was in a batch with, nor on who was the first to ask. A file for each utterance and
+    speed: 0.4 MB for 5 s of Whisper tiny. A damaged one is written anew.
 
     Args:
         encoder: takes (features_NTF, lengths_N) and gives (states_NLD, lengths_N)

@@ -86,9 +86,9 @@ def complete_config(
     """
     kind = model_kind(config)
     part = getattr(config, kind)
-    mels = part.mels if kind == "whisper" else part.encoder.mels
-    if mels != num_mels:
-        raise UserError(f"{kind}: mels is {mels}, but the features have {num_mels} mel bins")
+    encoder = part if kind == "whisper" else part.encoder
+    if encoder is not None and encoder.mels != num_mels:
+        raise UserError(f"{kind}: mels is {encoder.mels}, but the features have {num_mels} mel bins")
     if kind == "domain_classifier":
         part = dataclasses.replace(part, domains=part.domains or tuple(domains))
         if domains and tuple(domains) != part.domains:

@@ -5,14 +5,13 @@ Shape letters: N utterances, T frames, F mel bins, D encoder width, B embedding 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_asr.errors import UserError
-from moe_asr.models.conformer import ConformerConfig
 from moe_asr.models.encoders import EncoderConfig, build_encoder
 from moe_asr.models.interface import Loss, Model, Targets
 from moe_asr.models.time_conv import padding_mask
@@ -23,14 +22,15 @@ class DomainClassifierConfig:
     """A classifier of utterances into domains.
 
     Args:
-        encoder: which encoder, see `EncoderConfig`.
+        encoder: which encoder, see `EncoderConfig`; unset takes that of the model folder or checkpoint which training
+            starts with (`init_encoder`).
         embedding: width of the utterance embedding.
         dropout: dropout on the embedding.
         label_smoothing: share of the target probability spread evenly over all domains.
         domains: names of the domains, in the order of the classes; empty takes those of the training data.
     """
 
-    encoder: EncoderConfig = field(default_factory=lambda: EncoderConfig(conformer=ConformerConfig()))
+    encoder: EncoderConfig | None = None
     embedding: int = 128
     dropout: float = 0.1
     label_smoothing: float = 0.0
@@ -50,7 +50,7 @@ class DomainClassifier(Model):
     unknown domain (-1) count in neither. The part `accuracy` sums over those whose most probable domain is right.
 
     Raises:
-        UserError: fewer than two domains.
+        UserError: no encoder, or fewer than two domains.
     """
 
     def __init__(self, config: DomainClassifierConfig):
@@ -59,6 +59,8 @@ class DomainClassifier(Model):
             raise UserError(
                 f"domain_classifier: {len(config.domains)} domain(s) leave nothing to tell apart; name two at least"
             )
+        if config.encoder is None:
+            raise UserError("domain_classifier: set its encoder, or init_encoder to start with that of another model")
         self.domains = tuple(config.domains)
         self.label_smoothing = config.label_smoothing
         self.encoder = build_encoder(config.encoder)

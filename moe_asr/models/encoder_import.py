@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from moe_asr.data.features import FeatureConfig
 from moe_asr.errors import UserError
@@ -60,6 +60,19 @@ def read_encoder(source: str, layer: int = 0) -> ReadEncoder:
     if layer:
         raise UserError(f"layer is for wav2vec 2.0, HuBERT and data2vec, and {source} is a {kind}: leave layer out")
     return encoder
+
+
+def put_encoder(source: ReadEncoder, encoder: nn.Module, features: FeatureConfig, name: str) -> None:
+    """Has an encoder start with the weights that were read from `name`.
+
+    Raises:
+        UserError: it is of another size, or `features`, which it is to take, are others
+    """
+    if source.features != features:
+        raise UserError(f"init_encoder: {name} was trained on other features; set features to those in its config.yaml")
+    if {k: v.shape for k, v in encoder.state_dict().items()} != {k: v.shape for k, v in source.state.items()}:
+        raise UserError(f"init_encoder: the encoder of {name} has another size; see its config.yaml")
+    encoder.load_state_dict(source.state)
 
 
 def _of_folder(source: str) -> ReadEncoder:

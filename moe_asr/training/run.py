@@ -32,7 +32,8 @@ from moe_asr.methods.distillation import DistillationConfig, Distiller
 from moe_asr.methods.encoder_cache import use_encoder_cache
 from moe_asr.methods.routing_monitor import RoutingMonitor
 from moe_asr.models.build import ModelConfig, build_model, complete_config
-from moe_asr.models.folder import FolderConfig, LoadedModel, load_model, open_frozen, save_model
+from moe_asr.models.encoder_import import ReadEncoder, put_encoder, read_encoder
+from moe_asr.models.folder import FolderConfig, load_model, open_frozen, save_model
 from moe_asr.models.interface import Loss, Model, Recogniser
 from moe_asr.models.lengths import check_lengths
 from moe_asr.models.precision import lower_weights
@@ -57,7 +58,8 @@ class RunConfig:
         valid: validation data
         model: what to train from scratch
         init: model folder to start from
-        init_encoder: model folder whose encoder a model trained from scratch starts with
+        init_encoder: model folder, or checkpoint of `transformers`, whose encoder a model trained from scratch starts
+            with; a domain_classifier that has none of its own takes it over with its features
         frozen: regular expressions found in the names of parameters that are not fine-tuned
         adaptation: experts to train on the frozen model
         init_adaptation: adaptation folder with whose experts and routers to go on
@@ -250,7 +252,7 @@ def _resolved(config: RunConfig, folder: FolderConfig, model: nn.Module) -> RunC
     """The configuration with all that the data decided filled in."""
     if config.adaptation is not None:
         return replace(config, adaptation=model.config)
-    return config if config.model is None else replace(config, model=folder.model)
+    return config if config.model is None else replace(config, model=folder.model, features=folder.features)
 
 
 def _identity(config: RunConfig, model: nn.Module, folder: FolderConfig, tokens: Optional[Tokens]) -> dict:
@@ -301,19 +303,18 @@ def _start(config: RunConfig):
     tokens = None if classifier else Tokens(config.tokens)
     names = domain_names(read_manifests(config.data.manifests), config.data.domain_key) if classifier else ()
     size, languages = (tokens.size, tokens.languages) if tokens else (0, {})
+    source = read_encoder(config.init_encoder) if config.init_encoder is not None else None
+    if source is not None and classifier and config.model.domain_classifier.encoder is None:
+        config = _with_encoder(config, source)
     model_config = complete_config(config.model, config.features.num_mels, size, names, languages)
     folder, model = FolderConfig(model_config, config.features, config.normaliser), build_model(model_config)
-    if config.init_encoder is not None:
-        _take_encoder(model, load_model(config.init_encoder), folder, config.init_encoder)
+    if source is not None:
+        put_encoder(source, model.encoder, config.features, config.init_encoder)
     return folder, tokens, model
 
 
-def _take_encoder(model: Model, source: LoadedModel, folder: FolderConfig, name: str) -> None:
-    if source.config.features != folder.features:
-        raise UserError(f"init_encoder: {name} was trained on other features; set features to those in its config.yaml")
-    if source.config.quantisation is not None:
-        raise UserError(f"init_encoder: {name} is quantised; give the model that it was made from")
-    own, theirs = model.encoder.state_dict(), source.model.encoder.state_dict()
-    if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in theirs.items()}:
-        raise UserError(f"init_encoder: the encoder of {name} has another size; see its config.yaml")
-    model.encoder.load_state_dict(theirs)
+def _with_encoder(config: RunConfig, source: ReadEncoder) -> RunConfig:
+    """With the encoder and the features that a domain classifier takes over."""
+    classifier = replace(config.model.domain_classifier, encoder=source.config)
+    features = source.features if config.features == FeatureConfig() else config.features
+    return replace(config, model=replace(config.model, domain_classifier=classifier), features=features)

@@ -97,5 +97,7 @@ def test_bf16_posteriors_are_float32(model, make_batch):
 def test_bad_domains_are_refused(tiny):
     with pytest.raises(UserError, match="twice"):
         DomainClassifierConfig(EncoderConfig(tiny), domains=("a", "a"))
+    with pytest.raises(UserError, match="set its encoder, or init_encoder"):
+        DomainClassifier(DomainClassifierConfig(domains=DOMAINS))
     with pytest.raises(UserError, match="two at least"):
         DomainClassifier(DomainClassifierConfig(EncoderConfig(tiny), domains=("a",)))

@@ -12,7 +12,7 @@ from moe_asr.config import load_config
 from moe_asr.data.features import FeatureConfig, SpecAugmentConfig
 from moe_asr.decoding.run import DecodeConfig, decode
 from moe_asr.errors import UserError
-from moe_asr.experts import ExpertSpec, RouterSpec
+from moe_asr.experts import ExpertSpec, RouterSpec, base_identity
 from moe_asr.methods.adaptation import AdaptationConfig
 from moe_asr.methods.encoder_cache import EncoderCache
 from moe_asr.models.build import ModelConfig
@@ -73,11 +73,13 @@ def test_each_utterance_is_encoded_once_for_all_runs(config, tmp_path, encoded, 
 def test_a_domain_classifier_on_the_same_encoder_shares_its_states(config, base, tmp_path, encoded):
     """Both in its own training, and in that of experts whose domains it gives."""
     data = {name: replace(getattr(config, name), domain_key="speaker") for name in ("data", "valid")}
-    encoder = load_model(base).config.model.speech_llm.encoder
-    classifier = ModelConfig(domain_classifier=DomainClassifierConfig(encoder, embedding=8))
+    classifier = ModelConfig(domain_classifier=DomainClassifierConfig(embedding=8))
     cached = replace(config, encoder_cache=str(tmp_path / "cache"), exp_dir=str(tmp_path / "classifier"), **data)
-    init = dict(init=None, init_encoder=str(base), frozen=("^encoder",), features=FeatureConfig(num_mels=20))
+    init = dict(init=None, init_encoder=str(base), frozen=("^encoder",))
     train(replace(cached, model=classifier, **init))
+    written = load_model(tmp_path / "classifier/final")
+    assert written.config.features == FeatureConfig(num_mels=20)
+    assert base_identity(written.model.encoder) == base_identity(load_model(base).model.encoder)
     assert encoded == [1] * 12
     experts = experts_on("projector.linear1", 3, str(tmp_path / "classifier/final"))
     for name, cache in (("with", cached.encoder_cache), ("without", "")):
