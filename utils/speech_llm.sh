@@ -97,7 +97,7 @@ stage_4() {
 
 stage_5() {
   local init=()
-  [ -z "$accent_init" ] || init=(--init_encoder "$accent_init")
+  [ -z "$accent_init" ] || init=(--init_encoder "$accent_init" "${cached[@]}")
   stage "Train the accent recogniser, and see what it takes for what" outputs "$exp_dir/accent/final"
   train accent "${init[@]}" "${general_data[@]}" "${accent_data[@]}"
   python3 -m moe_asr.bin.classify --model "$exp_dir/accent/final" --manifest "$data_dir/test.jsonl.gz" \

@@ -27,6 +27,7 @@ if [ "$encoder" = whisper ]; then
 fi
 systems=${systems:-full lora top1 top2 dense adamole hdmole hdmole_without_global hdmole_without_local hdmole_fixed hdmole_oracle hdmole_base}
 . "$MOE_ASR_ROOT/utils/speech_llm.sh"
+accent_init=$exp_dir/$encoder_conf/final # what it hears, so does the accent recogniser
 cached=(--encoder_cache "$exp_dir/encoder_states") # which would take most of the time
 
 stage_1() {
@@ -43,9 +44,10 @@ stage_1() {
   make_units
 }
 
-start_projector() { # start_projector FROM TO: on the general domain, by the syllables that the encoder's CTC output hears
+start_projector() { # start_projector FROM TO: by the syllables that the encoder's CTC output hears, whatever was said
   python3 local/start_projector.py --units "$exp_dir/$encoder_conf/final" --init "$1" \
-    --manifest "$data_dir/train_general.jsonl.gz" --out_dir "$2" "${cached[@]}"
+    --manifests+ "$data_dir/train_general.jsonl.gz" --manifests+ "$data_dir/train_accents.jsonl.gz" \
+    --valid "$data_dir/dev_general.jsonl.gz" --out_dir "$2" "${cached[@]}"
 }
 
 run_stages

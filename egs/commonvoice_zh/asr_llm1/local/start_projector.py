@@ -3,7 +3,7 @@
 From nothing the projector would have to find out through a frozen language model what that can read, which takes much
 speech and many updates. Here every frame has a target: the syllable that CTC finishes there, or the blank. Where it
 finishes several during one frame, they follow one by one. This is ours, and no part of HDMoLE; all systems of the
-comparison begin with it.
+comparison begin with it. The speech may be of all accents: nobody needs to write down what was said.
 
     loss = mean over real frames of |projector(states)_l - embedding(syllable_l)|^2 / mean |embedding|^2
 
@@ -13,6 +13,7 @@ language model reads: the blank and syllables.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -21,7 +22,7 @@ from pinyin import INITIALS
 from torch import Tensor, nn
 
 from moe_asr.config import run_command
-from moe_asr.data.batches import BatchLoader, DataConfig
+from moe_asr.data.batches import Batch, BatchLoader, DataConfig
 from moe_asr.data.features import log_mel
 from moe_asr.data.unit_tokens import BLANK, is_unit
 from moe_asr.methods.encoder_cache import use_encoder_cache
@@ -36,10 +37,11 @@ class StartConfig:
     Args:
         units: Model folder that the encoder was taken from, with its CTC output.
         init: Untrained speech LLM on that encoder and a language model that reads these units.
-        manifest: Speech to learn from; its texts play no part.
+        manifests: Speech to learn from; its texts play no part.
+        valid: Speech to see how well it does, after each epoch.
         out_dir: Model folder to write.
         encoder_cache: Folder for the states of the encoder, see bin/train.
-        epochs: Passes over the speech.
+        epochs: Passes over the speech, at three speeds in turn.
         max_duration: Of a batch, in seconds.
         lr: Highest learning rate; it falls to 0 along a line.
         seed: Of the order of the batches.
@@ -47,10 +49,11 @@ class StartConfig:
 
     units: str
     init: str
-    manifest: str
+    manifests: list[str]
+    valid: str
     out_dir: str
     encoder_cache: str
-    epochs: int = 15
+    epochs: int = 5
     max_duration: float = 30.0
     lr: float = 2e-3
     seed: int = 0
@@ -116,44 +119,68 @@ def readable(loaded: LoadedModel) -> tuple[list[str], Tensor]:
     return [name[1:-1] for name in names], loaded.model.embed(ids).detach().float()
 
 
+class Start:
+    """A projector with its targets.
+
+    Args:
+        loaded: untrained speech LLM
+        ctc: model that the encoder was taken from
+    """
+
+    def __init__(self, loaded: LoadedModel, ctc: LoadedModel):
+        self.model, self.ctc, self.features = loaded.model, ctc.model, loaded.config.features
+        self.syllables, self.embedding_KW = readable(loaded)
+        pieces = [ctc.tokens.piece(unit).lstrip("\u2581") for unit in range(ctc.tokens.size)]
+        self.ear = Ear(["" if piece.startswith("<") else piece for piece in pieces], self.syllables)
+        self.scale = self.embedding_KW.square().mean()
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, Counter]:
+        """The loss of a batch, and sums: its frames, the syllables heard, and those of them in their place."""
+        features_NTF, lengths_N = log_mel(batch.audio_NS, batch.audio_lengths_N, self.features)
+        with torch.no_grad():
+            best_NT = self.ctc.log_probs(features_NTF, lengths_N)[0].argmax(2)
+            states_NTD, lengths_N = self.model.encode(features_NTF, lengths_N)
+        speech_NLW, frames_N = self.model.projector(states_NTD, lengths_N)
+        stride, num_frames = self.model.projector.conv2.stride[0], speech_NLW.shape[1]
+        said_NL = self.ear(best_NT, lengths_N, stride, num_frames)
+        real_NL = real_mask(frames_N, num_frames)
+        speech_MW, said_M = speech_NLW[real_NL], said_NL[real_NL]
+        loss = nn.functional.mse_loss(speech_MW, self.embedding_KW[said_M]) / self.scale
+        right_M = torch.cdist(speech_MW.detach(), self.embedding_KW).argmin(1) == said_M
+        heard_M = said_M > 0
+        return loss, Counter(frames=len(said_M), heard=int(heard_M.sum()), right=int((right_M & heard_M).sum()))
+
+
 def start(config: StartConfig) -> None:
     loaded, ctc = load_model(config.init), load_model(config.units)
-    model, stride = loaded.model, loaded.model.projector.conv2.stride[0]
-    for one in (model, ctc.model.requires_grad_(False)):
+    for one in (loaded.model, ctc.model.requires_grad_(False)):
         use_encoder_cache(one, config.encoder_cache)
-    syllables, embedding_KW = readable(loaded)
-    pieces = [ctc.tokens.piece(unit).lstrip("\u2581") for unit in range(ctc.tokens.size)]
-    ear = Ear(["" if piece.startswith("<") else piece for piece in pieces], syllables)
-    scale = embedding_KW.square().mean()
+    projector, start = loaded.model.projector, Start(loaded, ctc)
     torch.manual_seed(config.seed)
-    loader = BatchLoader(DataConfig([config.manifest], max_duration=config.max_duration, seed=config.seed), None)
+    size = {"max_duration": config.max_duration, "seed": config.seed}
+    loader = BatchLoader(DataConfig(config.manifests, speed_factors=[0.9, 1.0, 1.1], **size), None)
+    valid = BatchLoader(DataConfig([config.valid], shuffle=False, **size), None)
     total = config.epochs * len(loader)
-    optimizer = torch.optim.AdamW(model.projector.parameters(), config.lr)
+    optimizer = torch.optim.AdamW(projector.parameters(), config.lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / 50, 1 - step / total))
     for epoch in range(config.epochs):
         loader.seek(epoch)
-        losses, right, said, frames = 0.0, 0, 0, 0
+        sums, losses = Counter(), 0.0
         for batch in loader:
-            features_NTF, lengths_N = log_mel(batch.audio_NS, batch.audio_lengths_N, loaded.config.features)
-            with torch.no_grad():
-                best_NT = ctc.model.log_probs(features_NTF, lengths_N)[0].argmax(2)
-                states_NTD, lengths_N = model.encode(features_NTF, lengths_N)
-            speech_NLW, frames_N = model.projector(states_NTD, lengths_N)
-            said_NL = ear(best_NT, lengths_N, stride, speech_NLW.shape[1])
-            real_NL = real_mask(frames_N, speech_NLW.shape[1])
-            speech_MW, said_M = speech_NLW[real_NL], said_NL[real_NL]
-            loss = nn.functional.mse_loss(speech_MW, embedding_KW[said_M]) / scale
+            loss, counts = start(batch)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-            nearest_M = torch.cdist(speech_MW.detach(), embedding_KW).argmin(1)
-            losses, frames = losses + loss.item() * len(said_M), frames + len(said_M)
-            right, said = right + int(((nearest_M == said_M) & (said_M > 0)).sum()), said + int((said_M > 0).sum())
-        placed = f"{right / max(1, said):.1%} of the syllables in their place"
-        print(f"epoch {epoch + 1}: error {losses / frames:.3f}, {placed}")
+            losses, sums = losses + loss.item() * counts["frames"], sums + counts
+        with torch.no_grad():
+            found = sum((start(batch)[1] for batch in valid), Counter())
+        right, elsewhere = (f"{each['right'] / max(1, each['heard']):.1%}" for each in (sums, found))
+        text = f"error {losses / sums['frames']:.3f}, {right} of the syllables heard in their place"
+        print(f"epoch {epoch + 1}: {text}; of the other speech {elsewhere}", flush=True)
     with open_frozen(config.init) as frozen:
-        save_model(config.out_dir, model.eval(), replace(loaded.config, untrained=True), loaded.tokens, frozen)
+        folder = replace(loaded.config, untrained=True)
+        save_model(config.out_dir, loaded.model.eval(), folder, loaded.tokens, frozen)
 
 
 if __name__ == "__main__":
