@@ -53,7 +53,7 @@ class StartConfig:
     valid: str
     out_dir: str
     encoder_cache: str
-    epochs: int = 5
+    epochs: int = 12
     max_duration: float = 30.0
     lr: float = 2e-3
     seed: int = 0
