@@ -42,8 +42,6 @@ class TextDataConfig:
         seed: Of order and noise.
         join: Short pairs are joined at random, anew in each epoch, to sequences of up to 1 ... so many tokens of source
             and target, the logarithm of that limit equally distributed; longer pairs stay alone, and 0 joins none.
-        join_growth: Epochs in which `join` grows to its value, from 0 in the first: which unit a character stands for
-            is learned from short sequences, and hardly at all from long ones alone.
         noise: What is done to the sources.
         loss_on: Whether the target (with the end) or all of the sequence is to be predicted.
     """
@@ -54,7 +52,6 @@ class TextDataConfig:
     shuffle: bool = True
     seed: int = 0
     join: int = 0
-    join_growth: int = 0
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     loss_on: Literal["target", "all"] = "target"
 
@@ -207,9 +204,7 @@ class TextLoader:
 
     def _join(self, random: np.random.Generator) -> list[list[int]]:
         """Pairs that are one sequence, as indices; their clean lengths decide."""
-        join, growth = self.config.join, self.config.join_growth
-        if self.epoch < growth:
-            join = join * self.epoch // growth
+        join = self.config.join
         if not join:
             return [[i] for i in range(len(self._pairs))]
         lengths = (np.diff(self._source_offsets) + np.diff(self._target_offsets)).tolist()

@@ -95,17 +95,6 @@ def test_sorting_by_length_saves_padding():
     assert waste[1] < waste[0] / 5
 
 
-def test_sequences_grow_over_the_first_epochs():
-    def sequences(epoch, **settings):
-        batches, _ = loader(join=12, max_tokens=30, **settings)
-        batches.seek(epoch)
-        return sum(len(batch.tokens_NM) for batch in batches)
-
-    grown = [sequences(epoch, join_growth=2) for epoch in range(4)]
-    assert grown[0] == len(pairs()) > grown[1] > grown[2]
-    assert grown[2:] == [sequences(epoch) for epoch in (2, 3)]
-
-
 def test_where_to_look_for_what_is_written():
     """Each unit that is left looks back at the two before, each character at the one before and where it is written at
     its unit, also across joined pairs.
