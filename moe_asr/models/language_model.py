@@ -58,6 +58,9 @@ class LanguageModel(nn.Module):
         vocab_size: V
         end: id of the token that ends a text; also pads
         guidance: weight g in the loss of training, of where three heads are to look
+
+    Raises:
+        UserError: guidance of a single layer or head
     """
 
     def __init__(self, config: LanguageModelConfig, vocab_size: int, end: int, guidance: float = 0.0):
@@ -79,6 +82,8 @@ class LanguageModel(nn.Module):
                 pad_token_id=end,
             )
         )
+        if guidance and min(config.layers, config.heads) < 2:
+            raise UserError("guidance needs two layers and two heads, or more")
         self.guidance = guidance
         if guidance:
             self.lm.set_attn_implementation("eager")  # which gives the weights of attention

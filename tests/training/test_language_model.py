@@ -153,6 +153,8 @@ def test_heads_that_begin_as_a_copier_find_the_unit_after_the_two_that_were_writ
         assert [letters[i] for i in (passed_LW @ characters_LW.T).argmax(1)] == list(letters)
         quick = torch.arange(size) % (size // 2) < size // 4
         assert not second.q_proj.weight[:size][quick].any() and not second.k_proj.weight[:size][quick].any()
+    with pytest.raises(UserError, match="guidance needs two layers and two heads"):
+        LanguageModel(replace(SIZE, layers=1), 40, 1, guidance=0.1)
     with pytest.raises(UserError, match="like_units needs two layers and two heads"):
         begin_like_units(LanguageModel(replace(SIZE, layers=1), 40, 1), [], tokenizer)
 
