@@ -12,6 +12,7 @@ data_dir=data     # tables, manifests and tokens
 exp_dir=exp       # models, hypotheses and scores
 training=         # options of all training runs but the language model's, such as --training="--train.max_epochs 1"
 lm_training=      # options of the training run of the language model
+starting=         # options of local/start_projector.py
 decoding="--search.kind greedy" # options of all decodes
 systems=          # what to compare with the base: names of files in conf/; by default the whole table
 results=RESULTS.md # the table to write
@@ -45,9 +46,11 @@ stage_1() {
 }
 
 start_projector() { # start_projector FROM TO: by the syllables that the encoder's CTC output hears, whatever was said
+  local options
+  read -ra options <<<"$starting"
   python3 local/start_projector.py --units "$exp_dir/$encoder_conf/final" --init "$1" \
     --manifests+ "$data_dir/train_general.jsonl.gz" --manifests+ "$data_dir/train_accents.jsonl.gz" \
-    --valid "$data_dir/dev_general.jsonl.gz" --out_dir "$2" "${cached[@]}"
+    --valid "$data_dir/dev_general.jsonl.gz" --out_dir "$2" "${cached[@]}" "${options[@]}"
 }
 
 run_stages
