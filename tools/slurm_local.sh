@@ -67,6 +67,8 @@ mkdir "$folder"/{state,spool,munge}
 chmod 711 "$folder/munge"
 head -c 1024 /dev/urandom >"$folder/munge/key"
 chmod 400 "$folder/munge/key"
+# A job that is queued again waits for as long as credentials are valid (cred_expire) before it starts: what comes late of
+# its end would else be taken for the end of its second start.
 cat >"$folder/slurm.conf" <<END
 ClusterName=local
 SlurmctldHost=$host(127.0.0.1)
@@ -74,7 +76,7 @@ SlurmctldPort=${ports% *}
 SlurmdPort=${ports#* }
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=socket=$folder/munge/socket
+AuthInfo=socket=$folder/munge/socket,cred_expire=30
 StateSaveLocation=$folder/state
 SlurmdSpoolDir=$folder/spool
 SlurmctldPidFile=$folder/slurmctld.pid

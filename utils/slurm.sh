@@ -52,7 +52,7 @@ in_queue() { # whether SLURM has any of the jobs, or does not answer
 missed=0
 while [ -n "$(job_id)" ] && [ -n "$(failed_jobs)" ] && ((missed < 5)); do
   if in_queue; then missed=0; else ((missed += 1)); fi
-  sleep 2 &
+  sleep 1 &
   wait $!
 done
 report_jobs && exit 0

@@ -90,8 +90,8 @@ def test_recipe_runs_whole_on_the_recordings(encoder, tmp_path):
     done = subprocess.run(
         [RECIPE / "run.sh", "--corpus-dir", Path(corpora) / "common_voice", "--model-dir", models, "--encoder", encoder,
          "--data-dir", tmp_path / "data", "--exp-dir", tmp_path / "exp", "--results", tmp_path / "RESULTS.md",
-         "--systems", "full hdmole hdmole_oracle", f"--training={short}", "--lm-training=--train.max_steps 2", "--starting=--epochs 1",
-         "--decoding=--search.kind greedy"],
+         "--systems", "full hdmole hdmole_oracle", f"--training={short}", "--lm-training=--train.max_steps 2",
+         "--starting=--epochs 1", "--decoding=--search.kind greedy"],
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
