@@ -8,7 +8,8 @@
 #   encoder_init     checkpoint of Whisper whose encoder that training starts from; empty: from scratch
 #   ready_lm         language model, as the encoder; empty: trained here, as $conf/lm.yaml says
 #   lm_training      options for its training run
-#   accent_init      model folder whose encoder the accent recogniser starts with; empty: from scratch
+#   accent_init      model folder whose encoder the accent recogniser starts with; empty: from scratch. Where states of the
+#                    encoder are kept (cached in systems.sh), $conf/accent.yaml leaves it as it is (frozen)
 #   prompt           what the language model reads, with <speech> where the speech goes
 #   import_options   options of bin/import_speech_llm
 #   quantise         nf4: the language model is in 4 bits; none: not

@@ -119,8 +119,8 @@ def readable(loaded: LoadedModel) -> tuple[list[str], Tensor]:
     return [name[1:-1] for name in names], loaded.model.embed(ids).detach().float()
 
 
-class Start:
-    """A projector with its targets.
+class Criterion:
+    """The loss of a projector, and how well it does.
 
     Args:
         loaded: untrained speech LLM
@@ -129,9 +129,9 @@ class Start:
 
     def __init__(self, loaded: LoadedModel, ctc: LoadedModel):
         self.model, self.ctc, self.features = loaded.model, ctc.model, loaded.config.features
-        self.syllables, self.embedding_KW = readable(loaded)
+        syllables, self.embedding_KW = readable(loaded)
         pieces = [ctc.tokens.piece(unit).lstrip("\u2581") for unit in range(ctc.tokens.size)]
-        self.ear = Ear(["" if piece.startswith("<") else piece for piece in pieces], self.syllables)
+        self.ear = Ear(["" if piece.startswith("<") else piece for piece in pieces], syllables)
         self.scale = self.embedding_KW.square().mean()
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Counter]:
@@ -155,7 +155,7 @@ def start(config: StartConfig) -> None:
     loaded, ctc = load_model(config.init), load_model(config.units)
     for one in (loaded.model, ctc.model.requires_grad_(False)):
         use_encoder_cache(one, config.encoder_cache)
-    projector, start = loaded.model.projector, Start(loaded, ctc)
+    projector, criterion = loaded.model.projector, Criterion(loaded, ctc)
     torch.manual_seed(config.seed)
     size = {"max_duration": config.max_duration, "seed": config.seed}
     loader = BatchLoader(DataConfig(config.manifests, speed_factors=[0.9, 1.0, 1.1], **size), None)
@@ -167,14 +167,14 @@ def start(config: StartConfig) -> None:
         loader.seek(epoch)
         sums, losses = Counter(), 0.0
         for batch in loader:
-            loss, counts = start(batch)
+            loss, counts = criterion(batch)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
             losses, sums = losses + loss.item() * counts["frames"], sums + counts
         with torch.no_grad():
-            found = sum((start(batch)[1] for batch in valid), Counter())
+            found = sum((criterion(batch)[1] for batch in valid), Counter())
         right, elsewhere = (f"{each['right'] / max(1, each['heard']):.1%}" for each in (sums, found))
         text = f"error {losses / sums['frames']:.3f}, {right} of the syllables heard in their place"
         print(f"epoch {epoch + 1}: {text}; of the other speech {elsewhere}", flush=True)
